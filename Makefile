@@ -1,0 +1,45 @@
+# make demo, make test: each makes the environment it needs. VENV=… uses another one.
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(abspath $(VENV))/bin
+READY = $(VENV)/.semeda-installed
+export PYTHONPATH := $(CURDIR)
+export PYDEVD_DISABLE_FILE_VALIDATION = 1
+NUMBERED = $(wildcard nbs/0*.ipynb)
+
+.PHONY: demo test lab docs clean install
+
+install: $(READY)
+
+$(READY): settings.ini setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+DEMO = runs/demo
+PAPERMILL = $(BIN)/papermill --log-output --log-level WARNING --no-progress-bar
+
+demo: $(READY)
+	@rm -rf $(DEMO)/scenes-*; mkdir -p $(DEMO)
+	@for loss in ppce semeda; do \
+	  echo "training with $$loss"; \
+	  $(PAPERMILL) nbs/train.ipynb $(DEMO)/train-$$loss.ipynb -p loss $$loss -p runs $(CURDIR)/$(DEMO) || exit 1; \
+	done
+	@echo "comparing"; $(PAPERMILL) nbs/compare.ipynb $(DEMO)/compare.ipynb -p run_folders $(CURDIR)/$(DEMO)/scenes-ppce-s0,$(CURDIR)/$(DEMO)/scenes-semeda-s0
+	@$(BIN)/jupyter nbconvert --log-level WARN --to html --no-input --output report $(DEMO)/compare.ipynb
+	@echo; cat $(DEMO)/comparison.md; echo; echo "report: $(CURDIR)/$(DEMO)/report.html"
+
+test: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/python -m pytest
+	$(BIN)/nbdev-test nbs --file_re '^0'
+
+lab: $(READY)
+	$(BIN)/jupyter lab nbs/index.ipynb
+
+docs: $(READY)
+	@command -v quarto >/dev/null || { echo "docs need Quarto, which is not on the PATH: see https://quarto.org/docs/get-started/ for your system, then run 'make docs' again" >&2; exit 1; }
+	$(BIN)/nbdev-docs
+
+clean:
+	rm -rf runs _docs _proc build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

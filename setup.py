@@ -1,0 +1,37 @@
+"""The package's metadata stands in settings.ini and is read from there."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+root = Path(__file__).parent
+parser = ConfigParser()
+parser.read(root / "settings.ini", encoding="utf-8")
+cfg = parser["DEFAULT"]
+extras = {key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")}
+extras["dev"] += extras["notebook"]
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=(root / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license=cfg["license"],
+    author=cfg["author"],
+    url=cfg["git_url"],
+    project_urls={"Documentation": cfg["doc_url"], "Repository": cfg["git_url"]},
+    keywords=cfg["keywords"].split(),
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    packages=find_packages(include=["semeda", "semeda.*"]),
+    package_data={"semeda": ["weights/*"]},
+    python_requires=f">={cfg['min_python']}",
+    install_requires=cfg["requirements"].split(),
+    extras_require=extras,
+    entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": ["semeda=semeda._modidx:d"]},
+)

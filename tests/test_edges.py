@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.ndimage import distance_transform_cdt
+
+from semeda.edges import InputError, chessboard_distance, edge_distance, edge_map, trimap
+
+masks = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(lambda shape: arrays(np.int64, shape, elements=st.sampled_from([0, 1, 2, 255])))
+
+
+def brute_edges(labels, void):
+    height, width = labels.shape
+    edges = np.zeros(labels.shape, np.uint8)
+    for i in range(height):
+        for j in range(width):
+            if void == "ignore" and labels[i, j] == 255:
+                edges[i, j] = 255
+                continue
+            for p in range(max(0, i - 1), min(height, i + 2)):
+                for q in range(max(0, j - 1), min(width, j + 2)):
+                    if void == "ignore" and labels[p, q] == 255:
+                        continue
+                    edges[i, j] |= labels[p, q] != labels[i, j]
+    return edges
+
+
+@settings(max_examples=150, deadline=None)
+@given(masks, st.sampled_from(["ignore", "label"]))
+def test_edge_map_is_the_definition(labels, void):
+    assert np.array_equal(edge_map(torch.from_numpy(labels), void=void).numpy(), brute_edges(labels, void))
+
+
+@settings(max_examples=150, deadline=None)
+@given(masks, st.sampled_from(["ignore", "label"]), st.integers(1, 12))
+def test_trimap_is_the_definition(labels, void, width):
+    points = np.argwhere(brute_edges(labels, void) == 1)
+    expected = np.zeros(labels.shape, np.uint8)
+    for i, j in np.ndindex(labels.shape):
+        near = len(points) and np.abs(points - (i, j)).max(axis=1).min() < width
+        expected[i, j] = 255 if labels[i, j] == 255 else near
+    assert np.array_equal(trimap(torch.from_numpy(labels), width, void=void).numpy(), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (50, 70)])
+@pytest.mark.parametrize("cap", [1, 2, 7, 40, 254])
+def test_chessboard_distance_equals_scipy(shape, cap):
+    mask = np.random.default_rng(0).random(shape) < .002
+    mask.flat[-1] = True
+    expected = np.minimum(distance_transform_cdt(~mask, "chessboard"), cap)
+    assert np.array_equal(chessboard_distance(torch.from_numpy(mask), cap).numpy(), expected)
+
+
+def test_no_edge_at_all():
+    labels = torch.full((4, 5), 3)
+    assert (edge_map(labels) == 0).all()
+    assert (edge_distance(labels, 7) == 7).all()
+
+
+def test_batches_and_dtypes():
+    labels = torch.randint(0, 3, (2, 5, 6, 7))
+    whole = edge_map(labels)
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        assert torch.equal(edge_map(labels.to(dtype)), whole)
+    assert torch.equal(edge_map(labels[1, 2]), whole[1, 2])
+    negative = torch.where(labels == 2, -100, labels)
+    assert torch.equal(edge_map(negative, ignore_index=-100), edge_map(torch.where(labels == 2, 255, labels)))
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: edge_map(torch.zeros(3, 3)), "labels are torch.float32; expected an integer dtype"),
+    (lambda: edge_map(torch.zeros(3, dtype=torch.long)), "labels have shape (3,); expected (..., H, W)"),
+    (lambda: edge_map(torch.zeros(3, 3, dtype=torch.long), void="skip"), "void is 'skip'; expected 'ignore' or 'label'"),
+    (lambda: trimap(torch.zeros(3, 3, dtype=torch.long), 0), "max_distance is 0; expected 1..254"),
+])
+def test_bad_input(call, words):
+    with pytest.raises(InputError) as e:
+        call()
+    assert str(e.value) == words

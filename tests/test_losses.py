@@ -1,0 +1,148 @@
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from semeda.edge_net import EdgeNet, one_hot
+from semeda.edges import InputError
+from semeda.losses import PPCELoss, SemedaLoss, ppce, semeda
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return EdgeNet(4)
+
+
+@pytest.fixture
+def batch():
+    g = torch.Generator().manual_seed(1)
+    labels = torch.randint(0, 4, (2, 9, 7), generator=g)
+    labels[torch.rand(labels.shape, generator=g) < .2] = 255
+    return torch.randn(2, 4, 9, 7, generator=g), labels
+
+
+def by_pixel(logits, labels, net, lambdas, relu, norm, reduction):
+    "Eq. 6 as a loop over pixels and channels, after zeroing void"
+    masks = [one_hot(labels, 4), logits.softmax(1) * (labels != 255).unsqueeze(1)]
+    psis = []
+    for mask in masks:
+        psi1 = net.conv1(mask)
+        psi2 = net.conv2(psi1.relu())
+        psis.append([psi1, psi2, net.conv3(psi2.relu())])
+    total = 0.
+    for l, weight in enumerate(lambdas):
+        a, b = psis[1][l], psis[0][l]
+        if relu == "after" and l < 2:
+            a, b = a.relu(), b.relu()
+        for n, i, j in (labels != 255).nonzero().tolist():
+            value = 0.
+            for c in range(a.shape[1]):
+                d = (a[n, c, i, j] - b[n, c, i, j]).item()
+                value += abs(d) if norm == "l1" else d * d
+            total += weight * (value / a.shape[1] if reduction == "channel_mean" else value)
+    return total / (labels != 255).sum().item()
+
+
+@pytest.mark.parametrize("lambdas", [(0., 1., 0.), (1., 0., 0.), (0., 0., 1.), (.25, .5, 1.)])
+@pytest.mark.parametrize("relu", ["before", "after"])
+@pytest.mark.parametrize("norm, reduction", [("l1", "channel_mean"), ("l1", "channel_sum"), ("l2", "channel_mean")])
+def test_semeda_is_eq_6(net, batch, lambdas, relu, norm, reduction):
+    logits, labels = batch
+    ours = semeda(logits, labels, net.weights, lambdas, relu, norm, reduction).item()
+    assert ours == pytest.approx(by_pixel(logits, labels, net, lambdas, relu, norm, reduction), rel=1e-4)
+
+
+def test_ppce_is_torch(batch):
+    logits, labels = batch
+    assert torch.allclose(ppce(logits, labels), F.cross_entropy(logits, labels, ignore_index=255))
+
+
+@pytest.mark.parametrize("lambdas", [(1., 0., 0.), (0., 1., 0.), (.25, .5, 1.)])
+@pytest.mark.parametrize("relu", ["before", "after"])
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_gradients(net, batch, lambdas, relu, norm):
+    logits, labels = batch[0][:1, :, :4, :4].double().requires_grad_(), batch[1][:1, :4, :4]
+    weights = [(k.detach(), b.detach()) for k, b in net.double().weights]
+    assert torch.autograd.gradcheck(lambda z: semeda(z, labels, weights, lambdas, relu, norm), logits)
+    assert torch.autograd.gradcheck(lambda z: ppce(z, labels), logits)
+
+
+def test_zero_for_the_label_itself(net, batch):
+    labels = batch[1]
+    assert semeda(1e4 * one_hot(labels, 4), labels, net.weights, (1., 1., 1.)).item() == 0
+
+
+def test_void_hides_what_is_below(net, batch):
+    logits, labels = batch
+    loss = SemedaLoss(net)
+    changed = torch.where((labels == 255).unsqueeze(1), torch.randn_like(logits), logits)
+    assert torch.equal(loss(logits, labels), loss(changed, labels))
+
+
+def test_nothing_labelled(net, batch):
+    for loss in (PPCELoss(), SemedaLoss(net)):
+        logits = batch[0].clone().requires_grad_()
+        value = loss(logits, torch.full_like(batch[1], 255))
+        value.backward()
+        assert value.item() == 0 and (logits.grad == 0).all()
+
+
+@pytest.mark.parametrize("dtype, bound", [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+def test_low_precision(net, batch, dtype, bound):
+    logits, labels = batch
+    loss = SemedaLoss(net)
+    exact = loss(logits, labels).item()
+    assert loss(logits.to(dtype), labels).item() == pytest.approx(exact, rel=bound)
+    with torch.autocast("cpu", dtype):
+        assert loss(logits, labels).item() == pytest.approx(exact, rel=bound)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_extreme_logits(net, batch, dtype):
+    logits = (batch[0].sign() * 1e4).to(dtype).requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        value = SemedaLoss(net, lambdas=(1, 1, 1))(logits, batch[1])
+    value.backward()
+    assert value.isfinite() and logits.grad.isfinite().all()
+
+
+def test_the_edge_net_stays_frozen(net, batch):
+    loss = SemedaLoss(net)
+    before = [t.clone() for pair in loss.weights for t in pair]
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), loss)
+    model.train().requires_grad_(True).to(torch.float32)
+    assert not list(loss.parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.)
+    loss(model[0](torch.randn(2, 3, 9, 7)), batch[1]).backward()
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, [t for pair in loss.weights for t in pair]))
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_terms_add_up(net, batch):
+    loss = SemedaLoss(net)
+    total = loss(*batch)
+    assert torch.allclose(total, loss.terms["ppce"] + loss.terms["semeda"])
+
+
+def test_warns_of_a_swamping_weight(net, batch):
+    with pytest.warns(UserWarning, match="times PPCE"):
+        SemedaLoss(net, lambdas=(0, 1e4, 0))(*batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SemedaLoss(net)(*batch)
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda net: SemedaLoss(), "SemedaLoss got no edge net"),
+    (lambda net: SemedaLoss(net, lambdas=(1, 2)), "lambdas is (1.0, 2.0); expected three weights"),
+    (lambda net: SemedaLoss(net, norm="l3"), "norm is 'l3'; expected one of l1, l2"),
+    (lambda net: SemedaLoss(net)(torch.zeros(1, 5, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)), "logits have 5 classes; expected 4"),
+])
+def test_bad_input(net, call, words):
+    with pytest.raises(InputError) as e:
+        call(net)
+    assert words in str(e.value)
