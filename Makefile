@@ -1,4 +1,6 @@
 # make demo, make test: each makes the environment it needs. VENV=… uses another one.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -ec
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(abspath $(VENV))/bin
@@ -7,7 +9,7 @@ export PYTHONPATH := $(CURDIR)
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 NUMBERED = $(wildcard nbs/0*.ipynb)
 
-.PHONY: demo test lab docs clean install
+.PHONY: demo test lab docs readme clean install
 
 install: $(READY)
 
@@ -17,15 +19,17 @@ $(READY): settings.ini setup.py constraints.txt
 	touch $(READY)
 
 DEMO = runs/demo
-PAPERMILL = $(BIN)/papermill --log-output --log-level WARNING --no-progress-bar
+# progress and errors of the notebook, without ipykernel's remark on local sockets
+papermill = $(BIN)/papermill --log-output --log-level WARNING --no-progress-bar $(1) 2>&1 | sed -u '/IPKernelApp/d'
 
 demo: $(READY)
 	@rm -rf $(DEMO)/scenes-*; mkdir -p $(DEMO)
 	@for loss in ppce semeda; do \
 	  echo "training with $$loss"; \
-	  $(PAPERMILL) nbs/train.ipynb $(DEMO)/train-$$loss.ipynb -p loss $$loss -p runs $(CURDIR)/$(DEMO) || exit 1; \
+	  $(call papermill,nbs/train.ipynb $(DEMO)/train-$$loss.ipynb -p loss $$loss -p runs "$(CURDIR)/$(DEMO)"); \
 	done
-	@echo "comparing"; $(PAPERMILL) nbs/compare.ipynb $(DEMO)/compare.ipynb -p run_folders $(CURDIR)/$(DEMO)/scenes-ppce-s0,$(CURDIR)/$(DEMO)/scenes-semeda-s0
+	@echo "comparing"
+	@$(call papermill,nbs/compare.ipynb $(DEMO)/compare.ipynb -p run_folders "$(CURDIR)/$(DEMO)/scenes-ppce-s0,$(CURDIR)/$(DEMO)/scenes-semeda-s0")
 	@$(BIN)/jupyter nbconvert --log-level WARN --to html --no-input --output report $(DEMO)/compare.ipynb
 	@echo; cat $(DEMO)/comparison.md; echo; echo "report: $(CURDIR)/$(DEMO)/report.html"
 
@@ -40,6 +44,10 @@ lab: $(READY)
 docs: $(READY)
 	@command -v quarto >/dev/null || { echo "docs need Quarto, which is not on the PATH: see https://quarto.org/docs/get-started/ for your system, then run 'make docs' again" >&2; exit 1; }
 	$(BIN)/nbdev-docs
+
+# README.md is the index notebook as Markdown
+readme: $(READY)
+	$(BIN)/python -m tests.readme
 
 clean:
 	rm -rf runs _docs _proc build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

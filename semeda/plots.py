@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['RIGHT_COLOURS', 'STYLES', 'COLOURS', 'colorize', 'overlay', 'errors', 'picture_grid', 'class_legend', 'plot_crops',
-           'plot_predictions', 'disagreement', 'plot_comparison', 'plot_history', 'plot_trimap_curves']
+           'plot_predictions', 'disagreement', 'plot_comparison', 'plot_history', 'plot_trimap_curves', 'show']
 
-# %% ../nbs/07_plots.ipynb #bc0c1b9f
+# %% ../nbs/07_plots.ipynb #443807c6
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -185,3 +187,17 @@ def plot_trimap_curves(
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(fontsize=8)
     return fig
+
+# %% ../nbs/07_plots.ipynb #63e52f3c
+def show(
+    figure: Figure, # Closed afterwards
+    alt: str, # What is to be seen, in words
+    path: str | Path | None = None, # PNG file to save it to
+):
+    "Display a figure with alternative text, and save it"
+    from IPython.display import display
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=100, metadata={"Description": alt})
+    display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)

@@ -36,7 +36,7 @@ from .edges import InputError
 from .losses import PPCELoss, SemedaLoss
 from .metrics import TrimapIoU
 
-# %% ../nbs/06_trainer.ipynb #33c9275b
+# %% ../nbs/06_trainer.ipynb #a0b7e29c
 def _p(default, help, choices=(), low=None):
     return field(default=default, metadata=dict(help=help, choices=choices, low=low))
 
@@ -69,8 +69,9 @@ class Config:
     lr: float = _p(None, "initial learning rate of the backbone", low=0)
     head_lr_factor: float = _p(10., "the classifier's rate as a multiple of lr", low=0)
     momentum: float = _p(.9, "of SGD", low=0)
-    weight_decay: float = _p(5e-4, "of SGD", low=0)
+    weight_decay: float = _p(None, "of SGD", low=0)
     power: float = _p(.9, "of the poly schedule", low=0)
+    warmup: int = _p(None, "steps over which the rate rises to lr", low=0)
     max_width: int = _p(40, "trimap widths 1..max_width are evaluated", low=1)
     void: str = _p(None, "boundaries at void, in evaluation", ("ignore", "label"))
     device: str = _p("auto", "cpu, cuda, or auto", ("auto", "cpu", "cuda"))
@@ -85,11 +86,11 @@ class Config:
     name: str = _p("", "of the run folder; empty: <dataset>-<loss>-s<seed>")
     runs: str = _p("", "folder of all runs; empty: runs/ at the project's root, or here")
 
-# %% ../nbs/06_trainer.ipynb #59448025
-_small = dict(image_size="", backbone="resnet18", layers=3, output_stride=8)
+# %% ../nbs/06_trainer.ipynb #c8ce70f0
+_small = dict(image_size="", backbone="resnet18", layers=3, output_stride=8, weight_decay=5e-4, warmup=0)
 PRESETS = dict(
-    scenes_cpu = _small | dict(batch_norm="trained", iterations=450, batch_size=8, crop=96, scale_min=.75, scale_max=1.25,
-        lr=.01, void="label", val_every=150),
+    scenes_cpu = _small | dict(batch_norm="trained", iterations=300, batch_size=8, crop=96, scale_min=.75, scale_max=1.25,
+        lr=.01, weight_decay=1e-4, warmup=20, void="label", val_every=100),
     camvid_cpu = _small | dict(image_size="240x180", batch_norm="frozen", iterations=500, batch_size=6, crop=160, scale_min=.75,
         scale_max=1.5, lr=2e-3, void="ignore", val_every=250),
     folder_cpu = _small | dict(batch_norm="frozen", iterations=500, batch_size=6, crop=160, scale_min=.75, scale_max=1.5,
@@ -312,7 +313,7 @@ def load(self: Run, optimizer) -> int: # Steps done
 
 Run.save, Run.load, Run._write_history = save, load, _write_history
 
-# %% ../nbs/06_trainer.ipynb #88cbdc45
+# %% ../nbs/06_trainer.ipynb #27042c35
 def fit(self: Run):
     "Train from the start, or from the checkpoint if `resume` is set"
     config, fabric = self.config, self.fabric
@@ -330,7 +331,8 @@ def fit(self: Run):
     net.train()
     sums, clock = {}, time.perf_counter()
     for step, (images, labels) in enumerate(loader, start + 1):
-        for group in optimizer.param_groups: group["lr"] = group["rate"] * (1 - (step - 1) / config.iterations)**config.power
+        decay = (1 - (step - 1) / config.iterations)**config.power * min(1, step / max(1, config.warmup))
+        for group in optimizer.param_groups: group["lr"] = group["rate"] * decay
         loss = self.loss(net(images), labels)
         fabric.backward(loss)
         wrapped.step()

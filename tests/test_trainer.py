@@ -1,0 +1,162 @@
+import importlib.metadata
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from semeda.edges import InputError
+from semeda.trainer import load_run, resolve, runs_folder, train as train_run
+from tests.conftest import ROOT, real_data, snapshot, train
+
+SMALL = dict(iterations=6, batch_size=2, crop=48, edge_steps=10, checkpoint_every=2, log_every=1, val_every=0, max_width=5)
+ARGS = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items()]
+
+
+def result(folder):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    del metrics["cost"]
+    return metrics
+
+
+def test_the_same_command_gives_the_same_numbers(tmp_path):
+    outcomes = []
+    for name in "ab":
+        done = train(*ARGS, "--loss", "semeda", "--runs", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        folder = tmp_path / name / "scenes-semeda-s0"
+        outcomes.append((result(folder), (folder / "history.csv").read_bytes(), json.loads((folder / "config.json").read_text())["edge_net"]))
+    assert outcomes[0] == outcomes[1]
+    assert "mIoU" in done.stdout.splitlines()[-1]
+
+
+def test_killed_and_resumed_run_ends_with_the_same_weights(tmp_path):
+    steps = ["--iterations=24", "--checkpoint-every=1"]
+    command = [sys.executable, "-m", "semeda.trainer", *ARGS, *steps, "--runs", str(tmp_path / "killed")]
+    folder = tmp_path / "killed" / "scenes-semeda-s0"
+    stop_after = random.randrange(2, 20)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    history = folder / "history.csv"
+    while not history.exists() or history.read_text().count("\n") <= stop_after:
+        assert process.poll() is None, "the run ended before it was killed"
+        time.sleep(.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "metrics.json").exists()
+    resumed = train(*ARGS, *steps, "--runs", tmp_path / "killed", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    whole = train(*ARGS, *steps, "--runs", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    assert result(folder) == result(tmp_path / "whole" / "scenes-semeda-s0"), f"killed after step {stop_after}"
+    assert history.read_bytes() == (tmp_path / "whole" / "scenes-semeda-s0" / "history.csv").read_bytes()
+
+
+def test_checkpoint_runs_no_code(tmp_path):
+    run = train_run(None, **SMALL, loss="ppce", runs=str(tmp_path))
+    torch.save({"step": 6, "net": print}, run.folder / "checkpoint.pt")
+    with pytest.raises(InputError, match="checkpoint.pt cannot be read"):
+        load_run(run.folder)
+
+
+def test_finished_run_can_be_opened(tmp_path):
+    run = train_run(None, **SMALL, loss="ppce", runs=str(tmp_path))
+    opened = load_run(run.folder)
+    image = run.val_data.images[0]
+    assert torch.equal(opened.predict(image), run.predict(image))
+    assert opened.metrics["miou"] == run.metrics["miou"]
+    record = json.loads((run.folder / "config.json").read_text())
+    assert record["versions"]["torch"] == importlib.metadata.version("torch") and record["data"]["train"] == run.train_data.fingerprint
+    assert record["config"]["lr"] == run.config.lr and "resnet18" in json.dumps(record["config"])
+
+
+# Recorded from this code on one CPU; other processors round differently in the last digits.
+GOLDEN = dict(ppce=[1.95166, 0.823082, 1.248209], semeda=[2.192336, 1.00336, 1.369133])
+
+
+@pytest.mark.parametrize("loss", GOLDEN)
+def test_golden_losses(tmp_path, loss):
+    run = train_run(None, **{**SMALL, "iterations": 3}, loss=loss, runs=str(tmp_path))
+    assert [row["loss"] for row in run.history] == pytest.approx(GOLDEN[loss], rel=2e-4)
+
+
+BAD = [
+    (["--loss", "sedema"], "loss is 'sedema'; choose from ppce, semeda"),
+    (["--dataset", "cityscape"], "dataset is 'cityscape'; choose from scenes, camvid, folder"),
+    (["--backbone", "vgg"], "backbone is 'vgg'; choose from resnet18, resnet50, resnet101"),
+    (["--learning-rate", "1"], "unknown parameter '--learning-rate'; choose from dataset, data_root"),
+    (["--iterations", "0"], "iterations is 0; expected at least 1"),
+    (["--iterations", "2.5"], "iterations is '2.5'; expected an integer"),
+    (["--batch-size", "-1"], "batch_size is -1; expected at least 1"),
+    (["--crop", "0"], "crop is 0; expected at least 1"),
+    (["--lambdas", "1,2"], "lambdas is '1,2'; expected a list of three numbers"),
+    (["--image-size", "big"], "image_size is 'big'; expected WIDTHxHEIGHT"),
+    (["--preset", "paper"], "preset is 'paper'; choose from"),
+    (["--name", "../x"], "name is '../x'; expected a single folder name"),
+    (["--dataset", "camvid", "--data-root", "nowhere"], "data_root is 'nowhere'"),
+    (["--dataset", "camvid"], "data_root is ''"),
+    (["--init-weights", "none.pth"], "init_weights none.pth does not exist"),
+    (["--init-weights", "other.pth"], "has conv1.weight of shape (1, 2); expected (64, 3, 7, 7)"),
+]
+
+
+@pytest.mark.parametrize("args, words", BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_bad_input_is_one_line_and_leaves_no_trace(tmp_path, monkeypatch, capsys, args, words):
+    from semeda.trainer import main
+    monkeypatch.chdir(tmp_path)
+    torch.save({"conv1.weight": torch.zeros(1, 2)}, "other.pth")
+    before = snapshot(tmp_path)
+    assert main(args) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and words in lines[0]
+    assert snapshot(tmp_path) == before
+
+
+def test_spoilt_dataset_leaves_no_trace(camvid_folder, tmp_path):
+    path = camvid_folder / "train" / "0001.png"
+    path.write_bytes(path.read_bytes()[:-200])
+    before = snapshot(tmp_path)
+    done = train("--dataset", "camvid", "--data-root", camvid_folder, cwd=tmp_path)
+    assert done.returncode == 2 and before == snapshot(tmp_path)
+    assert "train/0001.png cannot be decoded" in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
+
+
+def test_a_folder_belongs_to_one_run(tmp_path):
+    run = train_run(None, **SMALL, loss="ppce", runs=str(tmp_path))
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match="holds another run: lr .* instead of 0.5"):
+        train_run(None, **SMALL, loss="ppce", lr=.5, runs=str(tmp_path))
+    assert snapshot(tmp_path) == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(InputError, match="holds other files"):
+        train_run(None, **SMALL, loss="ppce", name="mine", runs=str(tmp_path))
+    assert run.folder.name == "scenes-ppce-s0"
+
+
+def test_divergence_is_told(tmp_path):
+    with pytest.raises(InputError, match="training diverged; expected a smaller lr than 1000000"):
+        train_run(None, **{**SMALL, "lr": 1e6, "iterations": 40}, loss="ppce", runs=str(tmp_path))
+
+
+def test_given_parameters_win_over_the_preset():
+    config, preset = resolve(dataset="scenes", crop=50)
+    assert config.crop == 50 and "crop" not in preset and config.iterations == preset["iterations"]
+    assert resolve(dataset="camvid", data_root="x")[0].image_size == "240x180"
+
+
+def test_runs_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT / "nbs")
+    assert runs_folder() == ROOT / "runs"
+    monkeypatch.chdir(tmp_path)
+    assert runs_folder() == tmp_path / "runs" and str(runs_folder("x")) == "x"
+
+
+def test_own_folder_and_real_photos(tmp_path):
+    root = real_data("camvid")
+    run = train_run(None, dataset="camvid", data_root=str(root), loss="semeda", init_weights=str(real_data("resnet18_imagenet_trunk.pth")),
+                    iterations=2, image_size="60x45", crop=40, edge_steps=10, val_every=0, runs=str(tmp_path))
+    assert run.init_report["missing"] == [] and len(run.metrics["iou"]) == 11
