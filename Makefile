@@ -20,16 +20,17 @@ $(READY): settings.ini setup.py constraints.txt
 
 DEMO = runs/demo
 # progress and errors of the notebook, without ipykernel's remark on local sockets
-papermill = $(BIN)/papermill --log-output --log-level WARNING --no-progress-bar $(1) 2>&1 | sed -u '/IPKernelApp/d'
+PAPERMILL = $(BIN)/papermill --log-output --log-level WARNING --no-progress-bar
+QUIET = 2>&1 | sed -u '/IPKernelApp/d'
 
 demo: $(READY)
 	@rm -rf $(DEMO)/scenes-*; mkdir -p $(DEMO)
 	@for loss in ppce semeda; do \
 	  echo "training with $$loss"; \
-	  $(call papermill,nbs/train.ipynb $(DEMO)/train-$$loss.ipynb -p loss $$loss -p runs "$(CURDIR)/$(DEMO)"); \
+	  $(PAPERMILL) nbs/train.ipynb $(DEMO)/train-$$loss.ipynb -p loss $$loss -p runs "$(CURDIR)/$(DEMO)" $(QUIET); \
 	done
 	@echo "comparing"
-	@$(call papermill,nbs/compare.ipynb $(DEMO)/compare.ipynb -p run_folders "$(CURDIR)/$(DEMO)/scenes-ppce-s0,$(CURDIR)/$(DEMO)/scenes-semeda-s0")
+	@$(PAPERMILL) nbs/compare.ipynb $(DEMO)/compare.ipynb -p run_folders "$(CURDIR)/$(DEMO)/scenes-ppce-s0,$(CURDIR)/$(DEMO)/scenes-semeda-s0" $(QUIET)
 	@$(BIN)/jupyter nbconvert --log-level WARN --to html --no-input --output report $(DEMO)/compare.ipynb
 	@echo; cat $(DEMO)/comparison.md; echo; echo "report: $(CURDIR)/$(DEMO)/report.html"
 

@@ -140,7 +140,7 @@ def read_label(
     if len(wrong): raise InputError(f"labels in {path} contain {', '.join(map(str, wrong[:5]))}; expected 0..{num_classes - 1} or {void} (void)")
     return torch.from_numpy(np.where(label == void, VOID, label).astype(np.uint8))
 
-# %% ../nbs/04_data.ipynb #de6ed3cf
+# %% ../nbs/04_data.ipynb #77719f0d
 IMAGE_FILES = (".png", ".jpg", ".jpeg")
 
 def _pairs(images, labels):
@@ -162,9 +162,11 @@ def _read_split(name, pairs, class_names, palette, void, size, progress):
         return image, label
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         futures = [pool.submit(read, pair) for pair in pairs]
-        try: images, labels = map(list, zip(*[f.result() for f in (progress or iter)(futures)]))
+        bar = (progress or iter)(futures)
+        try: images, labels = map(list, zip(*[f.result() for f in bar]))
         finally:
             for f in futures: f.cancel()
+            if hasattr(bar, "close"): bar.close()
     return SegmentationData(name, images, labels, class_names, palette, [p.name for p, _ in pairs], _fingerprint(images, labels))
 
 # %% ../nbs/04_data.ipynb #b42b8d12

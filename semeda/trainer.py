@@ -86,15 +86,15 @@ class Config:
     name: str = _p("", "of the run folder; empty: <dataset>-<loss>-s<seed>")
     runs: str = _p("", "folder of all runs; empty: runs/ at the project's root, or here")
 
-# %% ../nbs/06_trainer.ipynb #c8ce70f0
+# %% ../nbs/06_trainer.ipynb #8c4f9f64
 _small = dict(image_size="", backbone="resnet18", layers=3, output_stride=8, weight_decay=5e-4, warmup=0)
 PRESETS = dict(
-    scenes_cpu = _small | dict(batch_norm="trained", iterations=300, batch_size=8, crop=96, scale_min=.75, scale_max=1.25,
-        lr=.01, weight_decay=1e-4, warmup=20, void="label", val_every=100),
+    scenes_cpu = _small | dict(layers=2, output_stride=4, batch_norm="trained", iterations=300, batch_size=8, crop=96, scale_min=.75, scale_max=1.25,
+        lr=.02, weight_decay=1e-4, warmup=20, void="label", val_every=100),
     camvid_cpu = _small | dict(image_size="240x180", batch_norm="frozen", iterations=500, batch_size=6, crop=160, scale_min=.75,
-        scale_max=1.5, lr=2e-3, void="ignore", val_every=250),
+        scale_max=1.5, lr=5e-3, void="ignore", val_every=250),
     folder_cpu = _small | dict(batch_norm="frozen", iterations=500, batch_size=6, crop=160, scale_min=.75, scale_max=1.5,
-        lr=2e-3, void="ignore", val_every=250),
+        lr=5e-3, void="ignore", val_every=250),
 )
 
 # %% ../nbs/06_trainer.ipynb #ff2a4c39
