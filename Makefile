@@ -31,7 +31,7 @@ demo: $(READY)
 	done
 	@echo "comparing"
 	@$(PAPERMILL) nbs/compare.ipynb $(DEMO)/compare.ipynb -p run_folders "$(CURDIR)/$(DEMO)/scenes-ppce-s0,$(CURDIR)/$(DEMO)/scenes-semeda-s0" $(QUIET)
-	@$(BIN)/jupyter nbconvert --log-level WARN --to html --no-input --output report $(DEMO)/compare.ipynb
+	@$(BIN)/jupyter nbconvert --log-level WARN --to html --template classic --no-input --output report $(DEMO)/compare.ipynb
 	@echo; cat $(DEMO)/comparison.md; echo; echo "report: $(CURDIR)/$(DEMO)/report.html"
 
 test: $(READY)

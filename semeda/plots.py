@@ -6,7 +6,8 @@
 __all__ = ['RIGHT_COLOURS', 'STYLES', 'COLOURS', 'colorize', 'overlay', 'errors', 'picture_grid', 'class_legend', 'plot_crops',
            'plot_predictions', 'disagreement', 'plot_comparison', 'plot_history', 'plot_trimap_curves', 'show']
 
-# %% ../nbs/07_plots.ipynb #443807c6
+# %% ../nbs/07_plots.ipynb #36f66171
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -29,12 +30,12 @@ def colorize(
     table[:len(palette)] = palette
     return table[np.asarray(labels, dtype=np.uint8)]
 
-# %% ../nbs/07_plots.ipynb #18e94875
+# %% ../nbs/07_plots.ipynb #fcd24b77
 def overlay(
     image: Tensor, # uint8, shape (3, H, W)
     labels: Tensor, # Integer labels, shape (H, W)
     palette: list[tuple[int, int, int]], # Colour of each class
-    opacity: float = .6, # Of the mask, 0..1
+    opacity: float = .7, # Of the mask, 0..1
 ) -> np.ndarray: # uint8, shape (H, W, 3)
     "A label mask laid over its image; void shows the image alone"
     photo, colour = np.asarray(image.permute(1, 2, 0)), colorize(labels, palette)
@@ -188,14 +189,17 @@ def plot_trimap_curves(
         ax.legend(fontsize=8)
     return fig
 
-# %% ../nbs/07_plots.ipynb #63e52f3c
+# %% ../nbs/07_plots.ipynb #21e3ffb2
 def show(
     figure: Figure, # Closed afterwards
-    alt: str, # What is to be seen, in words
     path: str | Path | None = None, # PNG file to save it to
 ):
-    "Display a figure with alternative text, and save it"
+    "Display a figure with the cell's alternative text, and save it"
+    from IPython import get_ipython
     from IPython.display import display
+    shell = get_ipython()
+    source = shell.user_ns.get("In", [""])[-1] if shell else ""
+    alt = "".join(re.findall(r"^#\| fig-alt: (.*)$", source, re.M))
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=100, metadata={"Description": alt})

@@ -58,9 +58,11 @@ def test_outputs_are_kept_and_current(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_every_picture_has_words(path):
     for cell in cells(path):
+        for line in re.findall(r"^#\| (fig-alt:.*)$", "".join(cell["source"]), re.M):
+            assert len(yaml.safe_load(line)["fig-alt"]) > 20, line
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
-                assert "#| fig-alt:" in "".join(cell["source"]) or output["metadata"].get("image/png", {}).get("alt")
+                assert "#| fig-alt:" in "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             assert not re.search(r"!\[\s*\]\(", "".join(cell["source"]))
 
