@@ -8,7 +8,7 @@ __all__ = ['VOID', 'SHAPES', 'SCENE_CLASSES', 'SCENE_PALETTE', 'HUES', 'IMAGE_FI
            'read_label', 'camvid', 'voc_palette', 'folder', 'load_data', 'RandomScale', 'training_transform',
            'normalise', 'TrainingCrops']
 
-# %% ../nbs/04_data.ipynb #dcdfa5bd
+# %% ../nbs/04_data.ipynb #2f8a4132
 import colorsys
 import hashlib
 import os
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors

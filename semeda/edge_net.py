@@ -6,8 +6,10 @@ r"""$g_\phi$: a small network that reads the edges off a mask, its training and 
 __all__ = ['one_hot', 'embeddings', 'EdgeNet', 'soften', 'train_edge_net', 'edge_f1', 'weights_hash', 'save_edge_net',
            'load_edge_net', 'cached_edge_net']
 
-# %% ../nbs/01_edge_net.ipynb #0078fb61
-import hashlib, json, os
+# %% ../nbs/01_edge_net.ipynb #7cf912b5
+import hashlib
+import json
+import os
 from pathlib import Path
 
 import torch

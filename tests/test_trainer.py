@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from semeda.edges import InputError
-from semeda.trainer import load_run, resolve, runs_folder, train as train_run
+from semeda.trainer import load_run, resolve, runs_folder
+from semeda.trainer import train as train_run
 from tests.conftest import ROOT, real_data, snapshot, train
 
 SMALL = dict(iterations=6, batch_size=2, crop=48, edge_steps=10, checkpoint_every=2, log_every=1, val_every=0, max_width=5)
