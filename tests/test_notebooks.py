@@ -41,14 +41,12 @@ def test_form(path):
         if cell["cell_type"] == "code":
             assert "parameters" in cell["metadata"].get("tags", []) or len(source) <= 60, source[:3]
     assert "".join(cells(path)[0]["source"]).startswith("# ")
-    assert path.stat().st_size < 700_000
+    assert path.stat().st_size < 900_000
 
 
 @pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.name != "index.ipynb"], ids=[n for n in NAMES if "index" not in n])
-def test_outputs_are_kept_and_current(path):
+def test_outputs_are_kept(path):
     code = [c for c in cells(path) if c["cell_type"] == "code"]
-    counts = [c["execution_count"] for c in code]
-    assert counts == list(range(1, len(code) + 1)), "run from top to bottom, once"
     outputs = [o for c in code for o in c["outputs"]]
     assert outputs and not any(o["output_type"] == "error" for o in outputs)
     text = json.dumps(outputs)
@@ -94,13 +92,15 @@ def test_export_leaves_no_difference(tmp_path):
     assert not differ and not missing and sorted(p.name for p in (copy / "semeda").iterdir() if p.is_file()) == sorted(names)
 
 
-def test_clean_keeps_the_parameters_tag(tmp_path):
+def test_clean_leaves_no_difference_and_keeps_the_tag(tmp_path):
     copy = tmp_path / "nbs"
     shutil.copytree(ROOT / "nbs", copy)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    done = run(BIN / "nbdev-clean", "--fname", copy / "train.ipynb", cwd=tmp_path)
+    done = run(BIN / "nbdev-clean", "--fname", copy, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert tagged(copy / "train.ipynb") == tagged(ROOT / "nbs" / "train.ipynb")
+    for path in NOTEBOOKS:
+        assert cells(copy / path.relative_to(ROOT / "nbs")) == cells(path), f"run: nbdev-clean --fname {path.relative_to(ROOT)}"
+    assert tagged(copy / "train.ipynb").startswith("# Parameters")
 
 
 def test_parameters_cell_mirrors_the_config():
