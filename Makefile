@@ -37,7 +37,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/python -m pytest
-	$(BIN)/nbdev-test nbs --file_re '^0'
+	$(BIN)/nbdev-test nbs --file-re '^0'
 
 lab: $(READY)
 	$(BIN)/jupyter lab nbs/index.ipynb
