@@ -153,7 +153,7 @@ def plot_comparison(
     right = list(zip((f"only {a} right", f"only {b} right", "both wrong, differently"), RIGHT_COLOURS))
     return picture_grid(rows, ["image", "label", a, b, "difference"], [data.files[i] for i in indices], class_legend(data, *(data.labels[i] for i in indices), *first, *second) + right)
 
-# %% ../nbs/07_plots.ipynb #988a651b
+# %% ../nbs/07_plots.ipynb #83f0387e
 STYLES = ["-", "--", "-.", ":"]
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"] # Okabe and Ito, told apart with any colour vision
 
@@ -164,7 +164,7 @@ def plot_history(
     number = lambda row, key: float(row[key]) if row.get(key) not in (None, "") else None
     scored = [row for row in history if number(row, "val_miou") is not None]
     fig, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
-    for ax, keys, rows in ((axes[0], ("loss", "ppce", "semeda"), history), (axes[1], ("val_miou", "val_boundary_miou"), scored)):
+    for ax, keys, rows in ((axes[0], ("loss", "ppce", "semeda", "edges"), history), (axes[1], ("val_miou", "val_boundary_miou"), scored)):
         for i, key in enumerate(keys):
             points = [(int(row["step"]), number(row, key)) for row in rows if number(row, key) is not None]
             if points: ax.plot(*zip(*points), STYLES[i], color=COLOURS[i], marker="o" if ax is axes[1] else None, label={"val_miou": "mIoU", "val_boundary_miou": "boundary mIoU, width 1", "loss": "total"}.get(key, key.upper()))

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from semeda.data import VOID, TrainingCrops, camvid, draw_scene, load_data, normalise, scenes
+from semeda.data import CAFFE_MEAN, VOID, TrainingCrops, camvid, cityscapes, draw_scene, load_data, normalise, scenes, voc_aug
 from semeda.edges import InputError
 from tests.conftest import real_data, write_camvid
 
@@ -104,7 +104,7 @@ def test_bad_files(camvid_folder, case):
 
 
 @pytest.mark.parametrize("given, words", [
-    (dict(dataset="cityscape"), "dataset is 'cityscape'; expected one of scenes, camvid, folder"),
+    (dict(dataset="cityscape"), "dataset is 'cityscape'; expected one of scenes, camvid, voc_aug, cityscapes, folder"),
     (dict(dataset="camvid", data_root="/no/where"), "data_root is '/no/where'"),
     (dict(dataset="camvid"), "data_root is ''"),
     (dict(dataset="folder", data_root="."), "num_classes is 0; expected at least 2"),
@@ -124,6 +124,116 @@ def test_folder(tmp_path):
         Image.fromarray(rng.choice([0, 1, 2, 255], (9, 8)).astype(np.uint8)).save(tmp_path / split / "labels" / "a.png")
     data = load_data("folder", "train", str(tmp_path), num_classes=3)
     assert len(data) == 1 and data.num_classes == 3 and 255 in data.labels[0]
+
+
+def save(path, array, palette=False):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(array)
+    if palette:
+        image = Image.fromarray(array, "P") if array.ndim == 2 else image
+        image.putpalette(list(range(256)) * 3)
+    image.save(path)
+
+
+def write_voc(root):
+    "VOC 2012 and SBD in the public layouts, six images: 1, 2 in VOC train, 3, 4 in VOC val, SBD has 2, 3, 5, 6"
+    from scipy.io import savemat
+    rng = np.random.default_rng(0)
+    voc, sbd = root / "VOCdevkit" / "VOC2012", root / "sbd"
+    names = [f"2008_00000{i}" for i in range(1, 7)]
+    for name in names[:4]:
+        save(voc / "JPEGImages" / f"{name}.jpg", rng.integers(0, 255, (10, 12, 3), dtype=np.uint8))
+        save(voc / "SegmentationClass" / f"{name}.png", rng.choice([0, 5, 20, 255], (10, 12)).astype(np.uint8), palette=True)
+    lists = voc / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("\n".join(names[:2]) + "\n")
+    (lists / "val.txt").write_text("\n".join(names[2:4]) + "\n")
+    (sbd / "cls").mkdir(parents=True)
+    for i in (1, 2, 4, 5):
+        save(sbd / "img" / f"{names[i]}.jpg", rng.integers(0, 255, (10, 12, 3), dtype=np.uint8))
+        mask = np.full((10, 12), i, np.uint8)
+        savemat(sbd / "cls" / f"{names[i]}.mat", {"GTcls": np.array([[(mask, mask)]], dtype=[("Boundaries", "O"), ("Segmentation", "O")])})
+    (sbd / "train.txt").write_text("\n".join([names[1], names[4]]) + "\n")
+    (sbd / "val.txt").write_text("\n".join([names[2], names[5]]) + "\n")
+    return root
+
+
+def test_voc_aug_computes_its_split(tmp_path):
+    root = write_voc(tmp_path)
+    train, val = voc_aug("train", root), voc_aug("val", root)
+    assert [n[-1] for n in train.files] == ["1", "2", "5", "6"] and [n[-1] for n in val.files] == ["3", "4"]
+    on_disk = np.array(Image.open(root / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "2008_000002.png"))
+    assert (train.labels[1].numpy() == on_disk).all() and 255 in on_disk, "an image of both takes VOC's mask"
+    assert (train.labels[2] == 4).all() and train.images[2].shape == (3, 10, 12)
+    assert train.num_classes == 21 and train.palette[15] == (192, 128, 128) and train.class_names[15] == "person"
+    assert voc_aug("train", root, size=(6, 5)).labels[3].shape == (5, 6)
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda r: (r / "sbd" / "cls" / "2008_000005.mat").unlink(), "2008_000005.mat does not exist"),
+    (lambda r: (r / "sbd" / "train.txt").unlink(), "has no SBD train in torchvision's layout"),
+    (lambda r: (r / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation" / "val.txt").unlink(), "has no VOC 2012 val"),
+    (lambda r: (r / "VOCdevkit").rename(r / "VOC"), "has no VOC 2012 train"),
+    (lambda r: (r / "sbd" / "cls" / "2008_000005.mat").write_text("x"), "2008_000005.mat cannot be read as an SBD mask"),
+])
+def test_voc_aug_bad_files(tmp_path, spoil, words):
+    spoil(write_voc(tmp_path))
+    with pytest.raises(InputError) as e:
+        data = load_data("voc_aug", "train", str(tmp_path))
+        list(data.labels)
+    assert words in str(e.value) and "\n" not in str(e.value)
+
+
+def write_cityscapes(root):
+    rng = np.random.default_rng(0)
+    for split, city, n in (("train", "aachen", 2), ("val", "lindau", 1)):
+        for i in range(n):
+            name = f"{city}_{i:06}_000019"
+            ids = np.kron(rng.integers(0, 34, (4, 8)), np.ones((8, 8))).astype(np.uint8)
+            save(root / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", rng.integers(0, 255, (32, 64, 3), dtype=np.uint8))
+            save(root / "gtFine" / split / city / f"{name}_gtFine_labelIds.png", ids)
+            for other in ("instanceIds", "color"):
+                save(root / "gtFine" / split / city / f"{name}_gtFine_{other}.png", ids)
+            (root / "gtFine" / split / city / f"{name}_gtFine_polygons.json").write_text("{}")
+    return root
+
+
+# id -> train id, from the dataset's own table (cityscapesScripts, labels.py)
+TRAIN_IDS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
+
+
+def test_cityscapes(tmp_path):
+    root = write_cityscapes(tmp_path)
+    data = cityscapes("train", root)
+    ids = np.array(Image.open(root / "gtFine" / "train" / "aachen" / "aachen_000001_000019_gtFine_labelIds.png"))
+    expected = np.vectorize(lambda i: TRAIN_IDS.get(i, 255))(ids)
+    assert len(data) == 2 and (data.labels[1].numpy() == expected).all() and data.num_classes == 19
+    assert data.class_names[13] == "car" and data.palette[13] == (0, 0, 142)
+    half = cityscapes("val", root, size=(32, 16))
+    assert half.images[0].shape == (3, 16, 32) and half.labels[0].shape == (16, 32)
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda f: save(f, np.full((32, 64), 255, np.uint8)), "contain 255; expected 0..33"),
+    (lambda f: save(f, np.zeros((32, 64, 3), np.uint8)), "is a RGB image; expected one channel"),
+    (lambda f: f.unlink(), "does not exist"),
+])
+def test_cityscapes_bad_labels(tmp_path, spoil, words):
+    spoil(write_cityscapes(tmp_path) / "gtFine" / "train" / "aachen" / "aachen_000000_000019_gtFine_labelIds.png")
+    with pytest.raises(InputError) as e:
+        list(cityscapes("train", tmp_path).labels)
+    assert words in str(e.value)
+
+
+def test_cityscapes_missing(tmp_path):
+    with pytest.raises(InputError, match="has no Cityscapes train in torchvision's layout"):
+        load_data("cityscapes", "train", str(tmp_path))
+
+
+def test_caffe_images_are_bgr_without_scale():
+    image = torch.zeros(3, 2, 2, dtype=torch.uint8)
+    image[0] = 255
+    assert torch.allclose(normalise(image, style="caffe")[:, 0, 0], torch.tensor([0., 0., 255.]) - torch.tensor(CAFFE_MEAN))
 
 
 def test_real_camvid():

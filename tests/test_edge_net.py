@@ -1,9 +1,25 @@
 import pytest
 import torch
+from PIL import Image
 
-from semeda.data import camvid, scenes
-from semeda.edge_net import cached_edge_net, edge_f1, load_edge_net, one_hot, save_edge_net, soften, train_edge_net, weights_hash
+from semeda.data import camvid, read_label, scenes
+from semeda.edge_net import (
+    SHIPPED,
+    cached_edge_net,
+    edge_f1,
+    exact_edge_net,
+    load_edge_net,
+    main,
+    one_hot,
+    save_edge_net,
+    shipped_edge_net,
+    soften,
+    synthetic_masks,
+    train_edge_net,
+    weights_hash,
+)
 from semeda.edges import InputError
+from semeda.losses import SemedaLoss
 from tests.conftest import real_data
 
 
@@ -63,6 +79,57 @@ def test_sees_no_edge_at_border_and_void(trained):
     labels = torch.full((1, 30, 30), 3)
     labels[:, 10:20, 10:20] = 255
     assert (trained(one_hot(labels, 7))[0, 1][labels[0] != 255] < .5).all()
+
+
+@pytest.mark.parametrize("classes", [2, 7, 21])
+def test_the_exact_net_is_exact(classes):
+    masks = synthetic_masks(classes, 20, size=40, seed=3)
+    assert {255} < set(torch.stack(masks).unique().tolist())
+    assert edge_f1(exact_edge_net(classes), masks) == 1
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_nets_know_masks_never_trained_on(name):
+    net = shipped_edge_net(name)
+    assert edge_f1(net, synthetic_masks(net.num_classes, 30, seed=9)) > .95
+    assert SemedaLoss(name).num_classes == net.num_classes
+
+
+def test_shipped_camvid_net_on_real_validation_masks():
+    assert edge_f1(shipped_edge_net("camvid"), camvid("val", real_data("camvid")).labels[::5]) > .99
+
+
+def test_shipped_voc_net_on_real_masks():
+    files = sorted(real_data("voc_labels").glob("*.png"))[1::200]  # every second file, from the first on, was trained on
+    assert edge_f1(shipped_edge_net("voc"), [read_label(f, 21) for f in files]) > .99
+
+
+def write_masks(folder):
+    folder.mkdir()
+    for i, mask in enumerate(synthetic_masks(3, 4, size=40)):
+        Image.fromarray(mask.numpy()).save(folder / f"{i}.png")
+    return folder
+
+
+def test_command_line(tmp_path, capsys):
+    out = tmp_path / "net.safetensors"
+    assert main([str(write_masks(tmp_path / "masks")), str(out), "--num-classes", "3", "--steps", "3", "--every", "2"]) == 0
+    assert load_edge_net(out).num_classes == 3 and "never trained on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spoil, args, words", [
+    (lambda d: None, ["--num-classes", "2"], "contain 2; expected 0..1 or 255 (void)"),
+    (lambda d: Image.new("RGB", (4, 4)).save(d / "0.png"), ["--num-classes", "3"], "0.png is a RGB image; expected one channel"),
+    (lambda d: (d / "0.png").write_text("x"), ["--num-classes", "3"], "0.png cannot be decoded"),
+    (lambda d: [f.unlink() for f in d.iterdir()], ["--num-classes", "3"], "expected a folder of label PNGs, or synthetic"),
+    (lambda d: None, ["--num-classes", "3", "--steps", "0"], "steps is 0; expected at least 1"),
+])
+def test_command_line_bad_input(tmp_path, capsys, spoil, args, words):
+    folder = write_masks(tmp_path / "masks")
+    spoil(folder)
+    assert main([str(folder), str(tmp_path / "net.safetensors"), *args]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert words in line and not (tmp_path / "net.safetensors").exists()
 
 
 def test_real_masks():

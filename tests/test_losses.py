@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from semeda.edge_net import EdgeNet, one_hot
-from semeda.edges import InputError
-from semeda.losses import PPCELoss, SemedaLoss, ppce, semeda
+from semeda.edges import InputError, edge_map
+from semeda.losses import PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss, ppce, ppce_on_edges, semeda
 
 
 @pytest.fixture
@@ -69,6 +69,47 @@ def test_gradients(net, batch, lambdas, relu, norm):
     assert torch.autograd.gradcheck(lambda z: ppce(z, labels), logits)
 
 
+def test_ppce_on_edges_is_eq_5(net, batch):
+    logits, labels = batch
+    known = (labels != 255).unsqueeze(1)
+    truth = edge_map(labels).long()
+    direct = F.nll_loss(net(logits.softmax(1) * known).log(), truth, ignore_index=255)
+    assert torch.allclose(ppce_on_edges(logits, labels, net.weights), direct, rtol=1e-4)
+    loss = PPCEOnEdgesLoss(net, lambda1=5.)
+    assert torch.allclose(loss(logits, labels), ppce(logits, labels) + 5 * direct, rtol=1e-4)
+    changed = torch.where(known, logits, torch.randn_like(logits))
+    assert torch.equal(loss(changed, labels), loss(logits, labels))
+    assert not list(loss.parameters())
+
+
+def test_ubernet_is_eq_5(batch):
+    logits, labels = batch
+    edges = torch.randn(2, 2, 9, 7)
+    expected = ppce(logits, labels) + .5 * F.cross_entropy(edges, edge_map(labels).long(), ignore_index=255)
+    assert torch.allclose(UbernetLoss(.5)((logits, edges), labels), expected)
+
+
+def test_channels_last_and_compile(net, batch):
+    logits, labels = batch
+    loss = SemedaLoss(net)
+    expected = loss(logits, labels)
+    assert torch.allclose(loss(logits.contiguous(memory_format=torch.channels_last), labels), expected)
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(logits, labels), expected)
+
+
+def test_checkpointing_and_accumulation(net, batch):
+    from torch.utils.checkpoint import checkpoint
+    logits, labels = batch
+    grads = []
+    for f in (lambda z: SemedaLoss(net)(z, labels), lambda z: checkpoint(SemedaLoss(net), z, labels, use_reentrant=False)):
+        z = logits.clone().requires_grad_()
+        for _ in range(2):
+            f(z).backward()
+        grads.append(z.grad)
+    assert torch.allclose(*grads)
+
+
 def test_zero_for_the_label_itself(net, batch):
     labels = batch[1]
     assert semeda(1e4 * one_hot(labels, 4), labels, net.weights, (1., 1., 1.)).item() == 0
@@ -82,7 +123,7 @@ def test_void_hides_what_is_below(net, batch):
 
 
 def test_nothing_labelled(net, batch):
-    for loss in (PPCELoss(), SemedaLoss(net)):
+    for loss in (PPCELoss(), SemedaLoss(net), PPCEOnEdgesLoss(net), lambda z, y: UbernetLoss()((z, z[:, :2]), y)):
         logits = batch[0].clone().requires_grad_()
         value = loss(logits, torch.full_like(batch[1], 255))
         value.backward()

@@ -9,13 +9,21 @@ import time
 import pytest
 import torch
 
+from semeda.data import scenes
 from semeda.edges import InputError
+from semeda.losses import TABLE1
 from semeda.trainer import load_run, resolve, runs_folder
 from semeda.trainer import train as train_run
 from tests.conftest import ROOT, real_data, snapshot, train
 
 SMALL = dict(iterations=6, batch_size=2, crop=48, edge_steps=10, checkpoint_every=2, log_every=1, val_every=0, max_width=5)
 ARGS = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items()]
+
+
+@pytest.fixture
+def few_scenes(monkeypatch):
+    "The built-in dataset with 12 and 4 scenes"
+    monkeypatch.setattr("semeda.trainer.load_data", lambda dataset, split, *_: scenes(split, dict(train=12, val=4)[split]))
 
 
 def result(folder):
@@ -56,14 +64,14 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(tmp_path):
     assert history.read_bytes() == (tmp_path / "whole" / "scenes-semeda-s0" / "history.csv").read_bytes()
 
 
-def test_checkpoint_runs_no_code(tmp_path):
+def test_checkpoint_runs_no_code(tmp_path, few_scenes):
     run = train_run(None, **SMALL, loss="ppce", runs=str(tmp_path))
     torch.save({"step": 6, "net": print}, run.folder / "checkpoint.pt")
     with pytest.raises(InputError, match="checkpoint.pt cannot be read"):
         load_run(run.folder)
 
 
-def test_finished_run_can_be_opened(tmp_path):
+def test_finished_run_can_be_opened(tmp_path, few_scenes):
     run = train_run(None, **SMALL, loss="ppce", runs=str(tmp_path))
     opened = load_run(run.folder)
     image = run.val_data.images[0]
@@ -84,9 +92,54 @@ def test_golden_losses(tmp_path, loss):
     assert [row["loss"] for row in run.history] == pytest.approx(GOLDEN[loss], rel=2e-4)
 
 
+# Table 1 of the paper, typed from its text: loss, lambda1..3, before or after ReLU, reported mIoU
+PAPER = """ppce - - - - 64.1
+ubernet 1 - - - 64.6
+ubernet 0.5 - - - 64.3
+ubernet 5 - - - 64.3
+ppce_edges 1 0 - - 64.1
+ppce_edges 5 0 - - 64.7
+semeda 1 0 0 after 65.5
+semeda 0 0.5 0 after 65.9
+semeda 1 0 0 before 66.0
+semeda 0.5 0 0 before 65.6
+semeda 0 1 0 before 66.6
+semeda 0 0 1 before 65.6
+semeda 1 0.5 0.25 before 66.5
+semeda 0.25 0.5 1 before 66.3""".splitlines()
+
+
+@pytest.mark.parametrize("i", range(14))
+def test_rows_of_table_1(tmp_path, few_scenes, i):
+    loss, *lambdas, relu, reported = PAPER[i].split()
+    run = train_run(None, **{**SMALL, "iterations": 2}, row=f"table1_{i + 1:02}", runs=str(tmp_path))
+    assert run.config.loss == loss and TABLE1[f"table1_{i + 1:02}"]["reported"] == float(reported)
+    if loss != "ppce":
+        assert run.config.lambdas == [float(v) if v != "-" else 0. for v in lambdas]
+    if loss == "semeda":
+        assert run.config.relu == relu and run.loss.lambdas == tuple(run.config.lambdas)
+    terms = {"ppce": {"ppce"}, "semeda": {"ppce", "semeda"}}.get(loss, {"ppce", "edges"})
+    assert set(run.metrics["last_losses"]) == terms | {"loss"} and len(run.history) == 2
+    assert run.net.edge_head is None or loss == "ubernet"
+
+
+def test_presets():
+    config, preset = resolve(preset="paper_voc", dataset="voc_aug", data_root="x", lr=1.)
+    assert config.lr == 1. and "lr" not in preset
+    assert (config.backbone, config.style, config.crop, config.batch_size, config.batch_norm, config.void) == ("resnet101", "caffe", 321, 6, "frozen", "label")
+    config = resolve(dataset="cityscapes", data_root="x")[0]
+    assert (config.preset, config.image_size, config.lr, config.lr * config.head_lr_factor) == ("paper_cityscapes", "1024x512", 5e-4, 5e-3)
+    config = resolve(row="table1_02", lambdas="3,0,0")[0]
+    assert config.loss == "ubernet" and config.lambdas == [3., 0., 0.]
+
+
 BAD = [
-    (["--loss", "sedema"], "loss is 'sedema'; choose from ppce, semeda"),
-    (["--dataset", "cityscape"], "dataset is 'cityscape'; choose from scenes, camvid, folder"),
+    (["--row", "table1_15"], "row is 'table1_15'; choose from table1_01"),
+    (["--edge-net", "voc"], "edge_net voc has 21 classes; expected 7, those of scenes"),
+    (["--loss", "ubernet", "--lambdas", "0,1,0"], "lambdas is [0.0, 1.0, 0.0]; expected lambda1,0,0 for ubernet"),
+    (["--style", "caffe"], "style is 'caffe' but backbone is 'resnet18'"),
+    (["--loss", "sedema"], "loss is 'sedema'; choose from ppce, ubernet, ppce_edges, semeda"),
+    (["--dataset", "cityscape"], "dataset is 'cityscape'; choose from scenes, camvid, voc_aug, cityscapes, folder"),
     (["--backbone", "vgg"], "backbone is 'vgg'; choose from resnet18, resnet50, resnet101"),
     (["--learning-rate", "1"], "unknown parameter '--learning-rate'; choose from dataset, data_root"),
     (["--iterations", "0"], "iterations is 0; expected at least 1"),
@@ -125,7 +178,7 @@ def test_spoilt_dataset_leaves_no_trace(camvid_folder, tmp_path):
     assert "train/0001.png cannot be decoded" in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
 
 
-def test_a_folder_belongs_to_one_run(tmp_path):
+def test_a_folder_belongs_to_one_run(tmp_path, few_scenes):
     run = train_run(None, **SMALL, loss="ppce", runs=str(tmp_path))
     before = snapshot(tmp_path)
     with pytest.raises(InputError, match="holds another run: lr .* instead of 0.5"):
@@ -138,7 +191,7 @@ def test_a_folder_belongs_to_one_run(tmp_path):
     assert run.folder.name == "scenes-ppce-s0"
 
 
-def test_divergence_is_told(tmp_path):
+def test_divergence_is_told(tmp_path, few_scenes):
     with pytest.raises(InputError, match="training diverged, expected a smaller lr than 1000000"):
         train_run(None, **{**SMALL, "lr": 1e6, "iterations": 40}, loss="ppce", runs=str(tmp_path))
 
