@@ -154,7 +154,7 @@ def test_papermill_from_any_folder_without_an_output_path(tmp_path):
 
 
 @pytest.mark.parametrize("notebook, args, words", [
-    ("train", ["-p", "loss", "sedema"], "InputError: loss is 'sedema'; choose from ppce, semeda"),
+    ("train", ["-p", "loss", "sedema"], "InputError: loss is 'sedema'; choose from ppce, ubernet, ppce_edges, semeda"),
     ("train", ["-p", "learning_rate", "1"], "InputError: unknown parameter 'learning_rate'; choose from dataset"),
     ("compare", ["-p", "run_folders", "a,b"], "InputError: run folder a has no metrics.json; expected a finished run"),
 ])
