@@ -37,7 +37,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/python -m pytest
-	$(BIN)/nbdev-test nbs --file-re '^0'
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test nbs --file-re '^0' --n-workers 2
 
 lab: $(READY)
 	$(BIN)/jupyter lab nbs/index.ipynb
