@@ -59,6 +59,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'semeda.edge_net.EdgeNet.__init__': ('nbs/edge_net.html#edgenet.__init__', 'semeda/edge_net.py'),
                                  'semeda.edge_net.EdgeNet.forward': ('nbs/edge_net.html#edgenet.forward', 'semeda/edge_net.py'),
                                  'semeda.edge_net.EdgeNet.weights': ('nbs/edge_net.html#edgenet.weights', 'semeda/edge_net.py'),
+                                 'semeda.edge_net._parser': ('nbs/edge_net.html#_parser', 'semeda/edge_net.py'),
                                  'semeda.edge_net._random_crop': ('nbs/edge_net.html#_random_crop', 'semeda/edge_net.py'),
                                  'semeda.edge_net._read_masks': ('nbs/edge_net.html#_read_masks', 'semeda/edge_net.py'),
                                  'semeda.edge_net.cached_edge_net': ('nbs/edge_net.html#cached_edge_net', 'semeda/edge_net.py'),

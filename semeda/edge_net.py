@@ -252,11 +252,8 @@ def synthetic_masks(
         masks.append(mask)
     return masks
 
-# %% ../nbs/01_edge_net.ipynb #7a2e2174
-def main(
-    argv: list[str] | None = None, # Arguments; None: those of the process
-) -> int: # Exit status
-    "Train an Edge net from a folder of label PNGs, or from synthetic masks"
+# %% ../nbs/01_edge_net.ipynb #49ccafa4
+def _parser():
     import argparse
     parser = argparse.ArgumentParser("semeda-edge-net", description="Train an Edge net on label masks alone and write it as safetensors.")
     parser.add_argument("masks", help="folder of label PNGs (class indices), searched in its sub-folders too; or the word synthetic")
@@ -269,8 +266,15 @@ def main(
     parser.add_argument("--lr", type=float, default=2e-2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=1, help="use every n-th file, and the others to measure F1 [1]")
-    args = parser.parse_args(argv)
+    return parser
+
+# %% ../nbs/01_edge_net.ipynb #650e0c89
+def main(
+    argv: list[str] | None = None, # Arguments; None: those of the process
+) -> int: # Exit status
+    "Train an Edge net from a folder of label PNGs, or from synthetic masks"
     from tqdm import tqdm
+    args = _parser().parse_args(argv)
     try:
         if args.num_classes < 2: raise InputError(f"num_classes is {args.num_classes}; expected at least 2")
         if args.steps < 1: raise InputError(f"steps is {args.steps}; expected at least 1")

@@ -219,9 +219,10 @@ def runs_folder(
         if (parent/"settings.ini").is_file() and (parent/"nbs"/"06_trainer.ipynb").is_file(): return parent/"runs"
     return here/"runs"
 
-# %% ../nbs/06_trainer.ipynb #ed58dc9b
+# %% ../nbs/06_trainer.ipynb #262a32d2
 ELSEWHERE = ("resume", "runs", "name", "workers", "data_root", "init_weights") # may differ between two starts of the same run
 
+# %% ../nbs/06_trainer.ipynb #c9461f01
 class Run:
     "One training run: data, network, loss, and the folder they write to"
     def __init__(self,
