@@ -48,7 +48,7 @@ def ppce_on_edges(
     predicted = logits.softmax(dim=1) * (labels != ignore_index).unsqueeze(1)
     return edge_ppce(embeddings(predicted, [(k.to(logits.dtype), b.to(logits.dtype)) for k, b in weights])[-1], labels, ignore_index)
 
-# %% ../nbs/02_losses.ipynb #5bd47bcd
+# %% ../nbs/02_losses.ipynb #3b1df6cf
 def semeda(
     logits: Tensor, # Shape (B, C, H, W), floating point
     labels: Tensor, # Integer labels in 0..C-1 or `ignore_index`, shape (B, H, W)
@@ -56,7 +56,7 @@ def semeda(
     lambdas: tuple[float, float, float] = (0., 1., 0.), # Weight of each layer's term
     relu: str = "before", # Compare the embeddings "before" or "after" the ReLU of layers 1 and 2
     norm: str = "l1", # "l1": absolute difference; "l2": squared difference
-    reduction: str = "channel_mean", # Over the channels of a layer: "channel_mean" or "channel_sum" (the paper's eq. 6)
+    reduction: str = "channel_mean", # Over the channels of a layer: "channel_mean", "channel_sum" (the paper's eq. 6) or "relative" to the label's embedding
     ignore_index: int = 255, # Label of void pixels
 ) -> Tensor: # Scalar
     "Semantic edge-aware loss, eq. 6: mean over labelled pixels"
@@ -68,14 +68,16 @@ def semeda(
     predicted = logits.softmax(dim=1) * labelled
     with torch.no_grad(): psi_target = embeddings(target, weights, depth)
     psi = embeddings(predicted, weights, depth)
+    pixels = labelled.sum().clamp(min=1)
+    size = lambda psi: ((psi.abs() if norm == "l1" else psi.square()) * labelled).sum() / pixels
     total = logits[:0].sum() # 0, with a gradient of 0
     for l, weight in enumerate(lambdas[:depth]):
         if not weight: continue # a layer that does not count
         a, b = (psi[l], psi_target[l]) if relu == "before" or l == 2 else (psi[l].relu(), psi_target[l].relu())
-        difference = _at_least_float32(a - b)
-        difference = difference.abs() if norm == "l1" else difference.square()
-        term = (difference * labelled).sum() / labelled.sum().clamp(min=1)
-        total = total + weight * (term / a.shape[1] if reduction == "channel_mean" else term)
+        term, channels = size(_at_least_float32(a - b)), a.shape[1]
+        if reduction == "channel_mean": term = term / channels
+        if reduction == "relative": term = term / size(_at_least_float32(b)).clamp(min=1e-3 * channels)
+        total = total + weight * term
     return total
 
 # %% ../nbs/02_losses.ipynb #764bd7b9
@@ -161,7 +163,7 @@ class PPCEOnEdgesLoss(_FrozenEdgeNet):
         self.terms = dict(ppce=pixels.detach(), edges=edges.detach())
         return pixels + edges
 
-# %% ../nbs/02_losses.ipynb #09941c15
+# %% ../nbs/02_losses.ipynb #1ec6f6f6
 class SemedaLoss(_FrozenEdgeNet):
     "PPCE plus the semantic edge-aware loss, eq. 7"
     def __init__(self,
@@ -171,13 +173,13 @@ class SemedaLoss(_FrozenEdgeNet):
         lambdas: tuple[float, float, float] = (0., 1., 0.), # Weight of each layer's term
         relu: str = "before", # Compare embeddings "before" or "after" ReLU
         norm: str = "l1", # "l1" or "l2"
-        reduction: str = "channel_mean", # "channel_mean" or "channel_sum"
+        reduction: str = "channel_mean", # "channel_mean", "channel_sum" or "relative"
         ignore_index: int = 255, # Label of void pixels
     ):
         super().__init__(edge_net, num_classes, masks, ignore_index)
         lambdas = tuple(map(float, lambdas))
         if len(lambdas) != 3 or min(lambdas) < 0: raise InputError(f"lambdas is {lambdas}; expected three weights, none negative")
-        for name, value, known in [("relu", relu, ("before", "after")), ("norm", norm, ("l1", "l2")), ("reduction", reduction, ("channel_mean", "channel_sum"))]:
+        for name, value, known in [("relu", relu, ("before", "after")), ("norm", norm, ("l1", "l2")), ("reduction", reduction, ("channel_mean", "channel_sum", "relative"))]:
             if value not in known: raise InputError(f"{name} is {value!r}; expected one of {', '.join(known)}")
         self.lambdas, self.relu, self.norm, self.reduction, self._first = lambdas, relu, norm, reduction, True
 

@@ -37,7 +37,7 @@ from .edges import InputError
 from .losses import TABLE1, PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss
 from .metrics import TrimapIoU
 
-# %% ../nbs/06_trainer.ipynb #2bfb9270
+# %% ../nbs/06_trainer.ipynb #a1734433
 def _p(default, help, choices=(), low=None):
     return field(default=default, metadata=dict(help=help, choices=choices, low=low))
 
@@ -55,7 +55,7 @@ class Config:
     lambdas: list = _p(None, "SEMEDA's weight of each layer, such as 0,1,0; the first is lambda1 of ubernet and ppce_edges")
     relu: str = _p("before", "compare embeddings before or after ReLU", ("before", "after"))
     norm: str = _p("l1", "norm of the difference of embeddings", ("l1", "l2"))
-    reduction: str = _p("channel_mean", "over the channels of an embedding", ("channel_mean", "channel_sum"))
+    reduction: str = _p("channel_mean", "over the channels of an embedding, or relative to the label's", ("channel_mean", "channel_sum", "relative"))
     edge_net: str = _p("", "shipped Edge net (voc, cityscapes, camvid) or a file; empty: trained on the training labels")
     edge_steps: int = _p(600, "training steps of the Edge net", low=1)
     edge_scale: float = _p(8., "scale of the softened labels the Edge net trains on", low=0)
@@ -385,7 +385,7 @@ def _log(self: Run, step, lr, sums, bar):
 
 Run.fit, Run._log = fit, _log
 
-# %% ../nbs/06_trainer.ipynb #7a747bb7
+# %% ../nbs/06_trainer.ipynb #c8b8eea6
 @torch.no_grad()
 def predict(self: Run, image) -> torch.Tensor: # uint8, shape (H, W): predicted classes
     "Segment one uint8 image of shape (3, H, W)"
@@ -398,7 +398,7 @@ def _measure(self: Run):
     was_training, rank, world = self.net.training, self.fabric.global_rank, self.fabric.world_size
     for i in range(rank, len(self.val_data), world): metric.update(self.predict(self.val_data.images[i]), self.val_data.labels[i].to(self.fabric.device))
     self.net.train(was_training)
-    return {k: v.cpu() for k, v in metric.compute().items()}
+    return {k: v.cpu() if k == "miou" else v.cpu().reshape(-1) for k, v in metric.compute().items()} # torchmetrics squeezes a single width
 
 def _scores(self: Run):
     scores = self._measure()

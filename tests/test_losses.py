@@ -36,18 +36,20 @@ def by_pixel(logits, labels, net, lambdas, relu, norm, reduction):
         a, b = psis[1][l], psis[0][l]
         if relu == "after" and l < 2:
             a, b = a.relu(), b.relu()
+        value = size = 0.
         for n, i, j in (labels != 255).nonzero().tolist():
-            value = 0.
             for c in range(a.shape[1]):
-                d = (a[n, c, i, j] - b[n, c, i, j]).item()
+                d, e = (a[n, c, i, j] - b[n, c, i, j]).item(), b[n, c, i, j].item()
                 value += abs(d) if norm == "l1" else d * d
-            total += weight * (value / a.shape[1] if reduction == "channel_mean" else value)
-    return total / (labels != 255).sum().item()
+                size += abs(e) if norm == "l1" else e * e
+        pixels = (labels != 255).sum().item()
+        total += weight * value / dict(channel_sum=pixels, channel_mean=pixels * a.shape[1], relative=size)[reduction]
+    return total
 
 
 @pytest.mark.parametrize("lambdas", [(0., 1., 0.), (1., 0., 0.), (0., 0., 1.), (.25, .5, 1.)])
 @pytest.mark.parametrize("relu", ["before", "after"])
-@pytest.mark.parametrize("norm, reduction", [("l1", "channel_mean"), ("l1", "channel_sum"), ("l2", "channel_mean")])
+@pytest.mark.parametrize("norm, reduction", [("l1", "channel_mean"), ("l1", "channel_sum"), ("l2", "channel_mean"), ("l1", "relative"), ("l2", "relative")])
 def test_semeda_is_eq_6(net, batch, lambdas, relu, norm, reduction):
     logits, labels = batch
     ours = semeda(logits, labels, net.weights, lambdas, relu, norm, reduction).item()
@@ -61,11 +63,11 @@ def test_ppce_is_torch(batch):
 
 @pytest.mark.parametrize("lambdas", [(1., 0., 0.), (0., 1., 0.), (.25, .5, 1.)])
 @pytest.mark.parametrize("relu", ["before", "after"])
-@pytest.mark.parametrize("norm", ["l1", "l2"])
-def test_gradients(net, batch, lambdas, relu, norm):
+@pytest.mark.parametrize("norm, reduction", [("l1", "channel_mean"), ("l2", "channel_mean"), ("l1", "relative"), ("l2", "relative")])
+def test_gradients(net, batch, lambdas, relu, norm, reduction):
     logits, labels = batch[0][:1, :, :4, :4].double().requires_grad_(), batch[1][:1, :4, :4]
     weights = [(k.detach(), b.detach()) for k, b in net.double().weights]
-    assert torch.autograd.gradcheck(lambda z: semeda(z, labels, weights, lambdas, relu, norm), logits)
+    assert torch.autograd.gradcheck(lambda z: semeda(z, labels, weights, lambdas, relu, norm, reduction), logits)
     assert torch.autograd.gradcheck(lambda z: ppce(z, labels), logits)
 
 
