@@ -18,27 +18,25 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from semeda.data import normalise
-from semeda.edge_net import edge_f1, exact_edge_net, save_edge_net, softmax_edge_f1, train_edge_net, weights_hash
+from semeda.edge_net import edge_f1, exact_edge_net, load_edge_net, save_edge_net, softmax_edge_f1, train_edge_net, weights_hash
 from semeda.trainer import Run, provenance, train, write_json
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "softening"
 SCALES, SIGMAS, SEEDS = (1., 2., 4., 8., 16.), (0., .1, .2, .5), (0, 1, 2)
 IMAGES = 8 # of the validation split, evenly spaced
-BUDGET = dict(scenes=dict(iterations=300), camvid=dict(iterations=400, crop=128)) # beside the dataset's preset
-# what differs between the trainings: (scale, sigma) of the Edge net or None for the exact one, reduction, lambda2
+BUDGET = dict(scenes=dict(iterations=300), camvid=dict(iterations=300, crop=128)) # beside the dataset's preset
+# what differs between the trainings: Edge net (scale, sigma, upsample; (0, 0, 1) is the exact one), reduction, lambda2
+PAPER, LITERAL, UPSAMPLED, EXACT = (8., .2, 1), (1., .2, 1), (8., .2, 8), (0., 0., 1)
 VARIANTS = dict(
     ppce=None,
-    mean=((8., .2), "channel_mean", 1.),
-    sum=((8., .2), "channel_sum", 1.),
-    relative=((8., .2), "relative", 1.),
-    mean_literal=((1., .2), "channel_mean", 1.),
-    relative_literal=((1., .2), "relative", 1.),
-    mean_scale4=((4., .2), "channel_mean", 1.),
-    relative_scale4=((4., .2), "relative", 1.),
-    mean_exact=(None, "channel_mean", 1.),
-    relative_exact=(None, "relative", 1.),
-    mean_third=((8., .2), "channel_mean", .3),
-    relative_third=((8., .2), "relative", .3),
+    mean=(PAPER, "channel_mean", 1.),
+    relative=(PAPER, "relative", 1.),
+    sum=(PAPER, "channel_sum", 1.),
+    mean_upsampled=(UPSAMPLED, "channel_mean", 1.),
+    relative_upsampled=(UPSAMPLED, "relative", 1.),
+    mean_exact=(EXACT, "channel_mean", 1.),
+    relative_exact=(EXACT, "relative", 1.),
+    mean_literal=(LITERAL, "channel_mean", 1.),
 )
 
 
@@ -84,28 +82,27 @@ def outputs(dataset):
     return {stage: upsample(z) for stage, z in sorted(load_file(path).items())}, about
 
 
-def edge_net(args, run, scale, sigma, seed):
+def edge_net(args, run, scale, sigma, upsample, seed):
     "Its file, trained where it is missing"
-    path = args.runs / "softening_nets" / f"{args.dataset}-{scale:g}-{sigma:g}-s{seed}.safetensors"
+    path = args.runs / "softening_nets" / f"{args.dataset}-{scale:g}-{sigma:g}-{upsample}-s{seed}.safetensors"
     if not path.exists():
         classes = run.train_data.num_classes
-        net = exact_edge_net(classes) if scale == 0 else train_edge_net(run.train_data.labels, classes, steps=args.edge_steps, scale=scale, sigma=sigma, lr=.01, seed=seed)
-        save_edge_net(net, path, scale=scale, sigma=sigma, seed=seed, steps=args.edge_steps)
+        net = exact_edge_net(classes) if scale == 0 else train_edge_net(run.train_data.labels, classes, steps=args.edge_steps, scale=scale, sigma=sigma, upsample=upsample, lr=.01, seed=seed)
+        save_edge_net(net, path, scale=scale, sigma=sigma, upsample=upsample, seed=seed, steps=args.edge_steps)
     return path
 
 
 def grid(args):
-    from semeda.edge_net import load_edge_net
     run = Run(None, loss="ppce", name="data", **parameters(args))
     probabilities, about = outputs(args.dataset)
     path = RESULTS / f"grid_{args.dataset}.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    done = {(r["scale"], r["sigma"], r["seed"]) for r in rows}
-    wanted = [(0., 0., 0), *((a, b, s) for s in SEEDS[:args.seeds] for a, b in itertools.product(SCALES, SIGMAS))]
-    for scale, sigma, seed in tqdm([w for w in wanted if w not in done], desc="grid"):
-        net = load_edge_net(edge_net(args, run, scale, sigma, seed))
+    done = {(r["scale"], r["sigma"], r["upsample"], r["seed"]) for r in rows}
+    wanted = [(*EXACT, 0), *((a, b, u, s) for s in SEEDS[:args.seeds] for u in (1, 8) for a, b in itertools.product(SCALES, SIGMAS) if u == 1 or b == .2)]
+    for scale, sigma, upsample, seed in tqdm([w for w in wanted if w not in done], desc="grid"):
+        net = load_edge_net(edge_net(args, run, scale, sigma, upsample, seed))
         labels = [run.val_data.labels[i] for i in range(len(run.val_data))]
-        row = dict(scale=scale, sigma=sigma, seed=seed, weights=weights_hash(net), labels=edge_f1(net, labels))
+        row = dict(scale=scale, sigma=sigma, upsample=upsample, seed=seed, weights=weights_hash(net), labels=edge_f1(net, labels))
         for tolerance in (0, 1):
             row[f"softmax_tolerance_{tolerance}"] = {s: softmax_edge_f1(net, p, tolerance=tolerance) for s, p in probabilities.items()}
         rows.append(row)
@@ -120,8 +117,8 @@ def training(args):
             continue
         more = dict(loss="ppce")
         if choice:
-            (scale, sigma), reduction, weight = choice[0] or (0., 0.), *choice[1:]
-            more = dict(loss="semeda", edge_net=str(edge_net(args, data, scale, sigma, seed)), reduction=reduction, lambdas=[0, weight, 0])
+            softening, reduction, weight = choice
+            more = dict(loss="semeda", edge_net=str(edge_net(args, data, *softening, seed)), reduction=reduction, lambdas=[0, weight, 0])
         name = path.stem
         try:
             run = train(tqdm, seed=seed, name=name, val_every=0, max_width=10, resume=True, **more, **BUDGET[args.dataset], **parameters(args))

@@ -74,6 +74,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'semeda.edge_net.save_edge_net': ('nbs/edge_net.html#save_edge_net', 'semeda/edge_net.py'),
                                  'semeda.edge_net.shipped_edge_net': ('nbs/edge_net.html#shipped_edge_net', 'semeda/edge_net.py'),
                                  'semeda.edge_net.soften': ('nbs/edge_net.html#soften', 'semeda/edge_net.py'),
+                                 'semeda.edge_net.soften_like_a_network': ('nbs/edge_net.html#soften_like_a_network', 'semeda/edge_net.py'),
                                  'semeda.edge_net.softmax_edge_f1': ('nbs/edge_net.html#softmax_edge_f1', 'semeda/edge_net.py'),
                                  'semeda.edge_net.synthetic_masks': ('nbs/edge_net.html#synthetic_masks', 'semeda/edge_net.py'),
                                  'semeda.edge_net.train_edge_net': ('nbs/edge_net.html#train_edge_net', 'semeda/edge_net.py'),
