@@ -143,7 +143,7 @@ def read_label(
     if len(wrong): raise InputError(f"labels in {path} contain {', '.join(map(str, wrong[:5]))}; expected 0..{num_classes - 1} or {void} (void)")
     return torch.from_numpy(np.where(label == void, VOID, label).astype(np.uint8))
 
-# %% ../nbs/04_data.ipynb #77719f0d
+# %% ../nbs/04_data.ipynb #cb8285b0
 IMAGE_FILES = (".png", ".jpg", ".jpeg")
 
 def _pairs(images, labels):
@@ -157,11 +157,18 @@ def _pairs(images, labels):
         if not label.is_file(): raise InputError(f"image {image} has no label; expected {label}")
     return pairs
 
+def _stored_size(path):
+    with Image.open(path) as file: return file.size
+
+def _check_size(image, label_size):
+    "An image file and its label, as they are stored"
+    if (size := _stored_size(image)) != tuple(label_size): raise InputError(f"image {image} is {size[0]}x{size[1]} but its label is {label_size[0]}x{label_size[1]}; expected the same size")
+
 def _read_split(name, pairs, class_names, palette, void, size, progress):
     "Read and check the files of one split, a thread a core"
     def read(pair):
         image, label = read_image(pair[0], size), read_label(pair[1], len(class_names), void, size)
-        if image.shape[1:] != label.shape: raise InputError(f"image {pair[0]} is {image.shape[2]}x{image.shape[1]} but its label is {label.shape[1]}x{label.shape[0]}; expected the same size")
+        _check_size(pair[0], _stored_size(pair[1]))
         return image, label
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         futures = [pool.submit(read, pair) for pair in pairs]
@@ -230,7 +237,7 @@ def _torchvision(make, what, root):
     try: return make()
     except (RuntimeError, OSError, ImportError) as e: raise InputError(f"data_root {root} has no {what} in torchvision's layout: {str(e).splitlines()[0]}") from None
 
-# %% ../nbs/04_data.ipynb #0d33194e
+# %% ../nbs/04_data.ipynb #268c2c12
 VOC_CLASSES = ["background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table", "dog",
                "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor"]
 
@@ -260,15 +267,17 @@ def voc_aug(
         both = {stem(i): (i, m) for d in sbd for i, m in zip(d.images, d.masks)} | pairs["train"]
         chosen = [both[name] for name in sorted(set(both) - set(pairs["val"]))]
     else: chosen = [pairs["val"][name] for name in sorted(pairs["val"])]
+    image_of = {Path(m): i for i, m in chosen}
     def label(path):
         mask = read_sbd_label(path) if path.suffix == ".mat" else read_label(path, 21, VOID)
+        _check_size(image_of[path], mask.shape[::-1])
         return mask if size is None else _resize_label(mask, size)
     images, labels = Files([i for i, _ in chosen], lambda f: read_image(f, size)), Files([m for _, m in chosen], label)
     return SegmentationData("voc_aug", images, labels, VOC_CLASSES, voc_palette(21), [stem(i) for i, _ in chosen], _files_fingerprint(images, labels))
 
 def _resize_label(mask, size): return torch.from_numpy(np.array(Image.fromarray(mask.numpy()).resize(size, Image.NEAREST)))
 
-# %% ../nbs/04_data.ipynb #4219bae2
+# %% ../nbs/04_data.ipynb #61ebb7ef
 _CITYSCAPES = sorted((c for c in Cityscapes.classes if c.train_id not in (-1, 255)), key=lambda c: c.train_id)
 
 def read_cityscapes_label(
@@ -276,7 +285,8 @@ def read_cityscapes_label(
     size: tuple[int, int] | None = None, # Width and height to resize to (nearest)
 ) -> Tensor: # uint8, shape (H, W): train ids 0..18, void 255
     "Read a label mask of Cityscapes"
-    ids = read_label(path, 34, -1, size)
+    try: ids = read_label(path, 34, -1, size)
+    except InputError as e: raise InputError(f"{e}; Cityscapes is read from its labelIds, not from labelTrainIds (0..18, 255) or color") from None
     table = torch.full((34,), VOID, dtype=torch.uint8)
     for c in _CITYSCAPES: table[c.id] = c.train_id
     return table[ids.long()]
@@ -290,7 +300,12 @@ def cityscapes(
     found = _torchvision(lambda: Cityscapes(root, split=split, mode="fine", target_type="semantic"), f"Cityscapes {split}", root)
     if not len(found): raise InputError(f"folder {Path(root)/'leftImg8bit'/split} has no images; expected Cityscapes {split}")
     order = sorted(zip(found.images, (t[0] for t in found.targets)))
-    images, labels = Files([i for i, _ in order], lambda f: read_image(f, size)), Files([t for _, t in order], lambda f: read_cityscapes_label(f, size))
+    image_of = {Path(t): i for i, t in order}
+    def label(path):
+        mask = read_cityscapes_label(path, size)
+        _check_size(image_of[path], _stored_size(path))
+        return mask
+    images, labels = Files([i for i, _ in order], lambda f: read_image(f, size)), Files([t for _, t in order], label)
     names = [Path(i).stem.removesuffix("_leftImg8bit") for i, _ in order]
     return SegmentationData("cityscapes", images, labels, [c.name for c in _CITYSCAPES], [c.color for c in _CITYSCAPES], names, _files_fingerprint(images, labels))
 

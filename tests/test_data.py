@@ -103,6 +103,12 @@ def test_bad_files(camvid_folder, case):
     assert words in str(e.value) and "\n" not in str(e.value)
 
 
+def test_other_size_is_seen_before_resizing(camvid_folder):
+    BAD["other size"][0](camvid_folder)
+    with pytest.raises(InputError, match="is 24x18 but its label is 12x12"):
+        camvid("val", camvid_folder, size=(12, 9))
+
+
 @pytest.mark.parametrize("given, words", [
     (dict(dataset="cityscape"), "dataset is 'cityscape'; expected one of scenes, camvid, voc_aug, cityscapes, folder"),
     (dict(dataset="camvid", data_root="/no/where"), "data_root is '/no/where'"),
@@ -175,6 +181,8 @@ def test_voc_aug_computes_its_split(tmp_path):
     (lambda r: (r / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation" / "val.txt").unlink(), "has no VOC 2012 val"),
     (lambda r: (r / "VOCdevkit").rename(r / "VOC"), "has no VOC 2012 train"),
     (lambda r: (r / "sbd" / "cls" / "2008_000005.mat").write_text("x"), "2008_000005.mat cannot be read as an SBD mask"),
+    (lambda r: save(r / "sbd" / "img" / "2008_000005.jpg", np.zeros((7, 8, 3), np.uint8)), "2008_000005.jpg is 8x7 but its label is 12x10; expected the same size"),
+    (lambda r: save(r / "VOCdevkit" / "VOC2012" / "JPEGImages" / "2008_000001.jpg", np.zeros((7, 8, 3), np.uint8)), "2008_000001.jpg is 8x7 but its label is 12x10"),
 ])
 def test_voc_aug_bad_files(tmp_path, spoil, words):
     spoil(write_voc(tmp_path))
@@ -214,7 +222,8 @@ def test_cityscapes(tmp_path):
 
 
 @pytest.mark.parametrize("spoil, words", [
-    (lambda f: save(f, np.full((32, 64), 255, np.uint8)), "contain 255; expected 0..33"),
+    (lambda f: save(f, np.full((32, 64), 255, np.uint8)), "contain 255; expected 0..33 or -1 (void); Cityscapes is read from its labelIds, not from labelTrainIds"),
+    (lambda f: save(f, np.zeros((16, 32), np.uint8)), "leftImg8bit.png is 64x32 but its label is 32x16; expected the same size"),
     (lambda f: save(f, np.zeros((32, 64, 3), np.uint8)), "is a RGB image; expected one channel"),
     (lambda f: f.unlink(), "does not exist"),
 ])

@@ -135,4 +135,4 @@ def test_command_line_bad_input(tmp_path, capsys, spoil, args, words):
 def test_real_masks():
     root = real_data("camvid")
     net = train_edge_net(camvid("train", root).labels, 11)
-    assert edge_f1(net, camvid("val", root).labels[::20]) > .97
+    assert edge_f1(net, camvid("val", root).labels[::20]) > .95 # 0.968 to 0.98 by the number of threads

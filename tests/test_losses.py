@@ -112,6 +112,29 @@ def test_checkpointing_and_accumulation(net, batch):
     assert torch.allclose(*grads)
 
 
+def one_of_two(rank, folder, state, logits, labels):
+    "One process of two: its half of the batch, through DistributedDataParallel"
+    import torch.distributed as dist
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    net = EdgeNet(4)
+    net.load_state_dict(state)
+    head = torch.nn.Conv2d(4, 4, 1, bias=False)
+    head.weight.data = torch.eye(4)[:, :, None, None]
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(head, torch.nn.ReLU()))
+    SemedaLoss(net)(model(logits[rank:rank + 1]), labels[rank:rank + 1]).backward()
+    torch.save(head.weight.grad, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes(net, batch, tmp_path):
+    logits, labels = batch
+    torch.multiprocessing.spawn(one_of_two, (str(tmp_path), net.state_dict(), logits, labels), nprocs=2)
+    grads = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    weight = torch.eye(4)[:, :, None, None].requires_grad_()
+    expected = [torch.autograd.grad(SemedaLoss(net)(F.conv2d(logits[i:i + 1], weight).relu(), labels[i:i + 1]), weight)[0] for i in (0, 1)]
+    assert torch.equal(*grads) and torch.allclose(grads[0], sum(expected) / 2, atol=1e-6)
+
+
 def test_zero_for_the_label_itself(net, batch):
     labels = batch[1]
     assert semeda(1e4 * one_hot(labels, 4), labels, net.weights, (1., 1., 1.)).item() == 0
