@@ -237,7 +237,7 @@ def _torchvision(make, what, root):
     try: return make()
     except (RuntimeError, OSError, ImportError) as e: raise InputError(f"data_root {root} has no {what} in torchvision's layout: {str(e).splitlines()[0]}") from None
 
-# %% ../nbs/04_data.ipynb #268c2c12
+# %% ../nbs/04_data.ipynb #0e04de47
 VOC_CLASSES = ["background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table", "dog",
                "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor"]
 
@@ -245,10 +245,8 @@ def read_sbd_label(
     path: Path, # SBD's `.mat`
 ) -> Tensor: # uint8, shape (H, W)
     "Read a label mask of SBD"
-    try:
-        from scipy.io import loadmat
-        return torch.from_numpy(loadmat(path)["GTcls"][0]["Segmentation"][0].astype(np.uint8))
-    except ImportError: raise InputError("SBD's labels are Matlab files; expected SciPy to read them: pip install semeda[voc]") from None
+    from scipy.io import loadmat
+    try: return torch.from_numpy(loadmat(path)["GTcls"][0]["Segmentation"][0].astype(np.uint8))
     except Exception as e: raise InputError(f"label {path} cannot be read as an SBD mask: {str(e).splitlines()[0]}") from None
 
 def voc_aug(
