@@ -42,7 +42,7 @@ def test_wheel(tmp_path):
     cfg = ConfigParser()
     cfg.read(ROOT / "settings.ini")
     assert needs == {re.split(r"[<>=~]", r)[0] for r in cfg["DEFAULT"]["requirements"].split()}
-    assert not needs & {"jupyterlab", "matplotlib", "nbdev", "papermill", "scipy"}
+    assert not needs & {"jupyterlab", "matplotlib", "nbdev", "papermill"}
 
 
 def test_nothing_is_said_twice():
