@@ -26,7 +26,7 @@ SCALES, SIGMAS, SEEDS = (1., 2., 4., 8., 16.), (0., .1, .2, .5), (0, 1, 2)
 IMAGES = 8 # of the validation split, evenly spaced
 BUDGET = dict(scenes=dict(iterations=300), camvid=dict(iterations=300, crop=128)) # beside the dataset's preset
 # what differs between the trainings: Edge net (scale, sigma, upsample; (0, 0, 1) is the exact one), reduction, lambda2
-PAPER, LITERAL, UPSAMPLED, EXACT = (8., .2, 1), (1., .2, 1), (8., .2, 8), (0., 0., 1)
+PAPER, LITERAL, UPSAMPLED, EXACT = (8., .2, 1), (1., .2, 1), (8., .2, 16), (0., 0., 1)
 VARIANTS = dict(
     ppce=None,
     mean=(PAPER, "channel_mean", 1.),
@@ -98,7 +98,7 @@ def grid(args):
     path = RESULTS / f"grid_{args.dataset}.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     done = {(r["scale"], r["sigma"], r["upsample"], r["seed"]) for r in rows}
-    wanted = [(*EXACT, 0), *((a, b, u, s) for s in SEEDS[:args.seeds] for u in (1, 8) for a, b in itertools.product(SCALES, SIGMAS) if u == 1 or b == .2)]
+    wanted = [(*EXACT, 0), *((a, b, u, s) for s in SEEDS[:args.seeds] for u in (1, 16) for a, b in itertools.product(SCALES, SIGMAS) if u == 1 or b == .2)]
     for scale, sigma, upsample, seed in tqdm([w for w in wanted if w not in done], desc="grid"):
         net = load_edge_net(edge_net(args, run, scale, sigma, upsample, seed))
         labels = [run.val_data.labels[i] for i in range(len(run.val_data))]

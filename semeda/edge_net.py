@@ -84,18 +84,21 @@ def soften(
     if upsample > 1: logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
     return logits.softmax(dim=1) * masks.sum(dim=1, keepdim=True)
 
-# %% ../nbs/01_edge_net.ipynb #5f1620b8
+# %% ../nbs/01_edge_net.ipynb #ac4e8f8f
 def soften_like_a_network(
     masks: Tensor, # One-hot masks, void pixels all zero, shape (B, C, H, W)
-    scale: float = 8., # Each mask's scale is drawn between scale/4 and 3/2 scale
-    sigma: float = .2, # Standard deviation of the noise
-    upsample: int = 8, # Each mask's factor is drawn from 1, 2, 4, .. upsample, 1 twice as often as the others
+    scale: float = 8., # Each mask's scale is drawn between 1/5 and 3/2 of this
+    sigma: float = .2, # Each mask's noise is drawn from 0 to 5 times this, to 3/2 times this at full resolution
+    upsample: int = 16, # Each mask's factor is drawn from 1, 2, 4, .. upsample
     generator: torch.Generator | None = None, # Source of the draws
 ) -> tuple[Tensor, Tensor]: # Softened masks, and E* of their argmax, shape (B, H, W), 255 on void
     "Make one-hot masks look like softmax outputs that were upsampled"
-    draw = lambda: torch.rand((), generator=generator).item()
-    factors = [1] + [2**k for k in range(upsample.bit_length())]
-    soft = torch.cat([soften(m[None], scale / 4 * 6**draw(), sigma, generator, factors[int(len(factors) * draw())]) for m in masks])
+    draw, soft = lambda: torch.rand((), generator=generator).item(), []
+    for mask in masks:
+        factor = 2**int(upsample.bit_length() * draw())
+        most = sigma * (1.5 if factor == 1 else 5)
+        soft.append(soften(mask[None], scale / 5 * 7.5**draw(), most * draw(), generator, factor))
+    soft = torch.cat(soft)
     classes = soft.argmax(dim=1).masked_fill(masks.sum(dim=1) == 0, -1)
     return soft, edge_map(classes, ignore_index=-1).long()
 
