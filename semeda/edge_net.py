@@ -299,7 +299,7 @@ def synthetic_masks(
         masks.append(mask)
     return masks
 
-# %% ../nbs/01_edge_net.ipynb #61e7fc2a
+# %% ../nbs/01_edge_net.ipynb #e4381fed
 def _parser():
     import argparse
     parser = argparse.ArgumentParser("semeda-edge-net", description="Train an Edge net on label masks alone and write it as safetensors.")
@@ -310,13 +310,14 @@ def _parser():
     parser.add_argument("--steps", type=int, default=3000, help="training steps [3000]")
     parser.add_argument("--scale", type=float, default=8., help="of the softened labels [8]")
     parser.add_argument("--sigma", type=float, default=.2, help="noise of the softened labels [0.2]")
+    parser.add_argument("--add-synthetic", type=int, default=0, metavar="N", help="train on N synthetic masks beside those of the folder [0]")
     parser.add_argument("--upsample", type=int, default=1, help="largest factor of upsampling that the softened labels imitate; 1: none, the paper's [1]")
     parser.add_argument("--lr", type=float, default=2e-2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=1, help="use every n-th file, and the others to measure F1 [1]")
     return parser
 
-# %% ../nbs/01_edge_net.ipynb #8be2c1f1
+# %% ../nbs/01_edge_net.ipynb #7656e1ff
 def main(
     argv: list[str] | None = None, # Arguments; None: those of the process
 ) -> int: # Exit status
@@ -329,13 +330,14 @@ def main(
         if args.steps < 1: raise InputError(f"steps is {args.steps}; expected at least 1")
         if args.masks == "synthetic": train, test = synthetic_masks(args.num_classes), synthetic_masks(args.num_classes, 50, seed=1)
         else: train, test = _read_masks(Path(args.masks), args)
+        if args.add_synthetic: train = train + synthetic_masks(args.num_classes, args.add_synthetic)
     except InputError as e:
         print(f"semeda-edge-net: {e}", file=sys.stderr)
         return 2
     settings = dict(steps=args.steps, scale=args.scale, sigma=args.sigma, upsample=args.upsample, lr=args.lr, seed=args.seed)
     net = train_edge_net(train, args.num_classes, progress=tqdm, **settings)
     f1 = edge_f1(net, test[:200])
-    save_edge_net(net, args.out, masks=args.masks if args.masks == "synthetic" else len(train), num_classes=args.num_classes, f1=round(f1, 5), **settings)
+    save_edge_net(net, args.out, masks=args.masks if args.masks == "synthetic" else len(train) - args.add_synthetic, synthetic=args.add_synthetic, num_classes=args.num_classes, f1=round(f1, 5), **settings)
     print(f"{args.out}: edge F1 {f1:.4f} on {min(200, len(test))} masks, {'never trained on' if args.every > 1 or args.masks == 'synthetic' else 'its training masks'}")
     return 0
 
