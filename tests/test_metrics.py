@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -475,4 +476,14 @@ def test_gpu_equals_cpu():
 def test_command_of_the_benchmark(tmp_path):
     done = run(sys.executable, "-m", "benchmarks.trimap", "--images", "3", "--rounds", "2", "--out", tmp_path / "trimap.json")
     assert done.returncode == 0, done.stderr
-    assert "all widths 1..40" in done.stdout and (tmp_path / "trimap.json").exists()
+    assert "all widths 1..40" in done.stdout
+    ratios = json.loads((tmp_path / "trimap.json").read_text())["relative_to_all_widths"]
+    assert min(ratios[name] for name in ratios if "dilations" in name) > 10
+
+
+def test_recorded_benchmark_holds_the_promise():
+    recorded = json.loads((ROOT / "results" / "bench" / "trimap.json").read_text())
+    ratios = recorded["relative_to_all_widths"]
+    assert recorded["about"]["data"] == "CamVid val" and recorded["about"]["images"] == 101
+    assert ratios["one width, 1"] >= .5 and ratios["one width, 40"] >= .5
+    assert min(ratios[name] for name in ratios if "dilations" in name) >= 10
