@@ -270,7 +270,7 @@ def boundary_iou_counts(
     both = count(labels, of_label & of_prediction & (labels == predictions))
     return torch.stack([both, count(labels, of_label) + count(predictions, of_prediction) - both])
 
-# %% ../nbs/05_metrics.ipynb #a3d54fbb
+# %% ../nbs/05_metrics.ipynb #639dc33e
 class BoundaryIoU(_Shaped):
     "Boundary IoU of each class over a split, and its mean over the classes that occur"
     def __init__(self,
@@ -286,8 +286,8 @@ class BoundaryIoU(_Shaped):
         self._add_counts("counts", 2, num_classes)
 
     def update(self,
-        predictions: Tensor, # Predicted classes, shape (B, H, W)
-        labels: Tensor, # Labels, shape (B, H, W)
+        predictions: Tensor, # Predicted classes, shape (..., H, W)
+        labels: Tensor, # Labels, same shape
     ):
         "Count one batch"
         width = self.width if self.width is not None else max(1, round(self.ratio * math.hypot(*labels.shape[-2:])))

@@ -298,6 +298,22 @@ def test_a_failure_while_writing_leaves_the_old_evaluation(folders, tmp_path, mo
     assert snapshot(tmp_path) == before
 
 
+def test_a_failure_to_take_the_name_leaves_the_old_evaluation(folders, tmp_path, monkeypatch):
+    out, rename = tmp_path / "out", Path.rename
+    evaluate_folders(*folders, 3, out, progress=None)
+    before = snapshot(tmp_path)
+
+    def fails_once(self, target):
+        if ".part-" in self.name:
+            raise OSError("device lost")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails_once)
+    with pytest.raises(OSError, match="device lost"):
+        evaluate_folders(*folders, 3, out, progress=None)
+    assert snapshot(tmp_path) == before
+
+
 def test_names_and_palette():
     assert read_class_names(None, 2) == ["class 0", "class 1"] and read_class_names(["x", "y"], 2) == ["x", "y"]
     assert read_palette(None, 2) == [(0, 0, 0), (128, 0, 0)]
