@@ -47,27 +47,27 @@ def _check_labels(labels, void):
     if labels.is_floating_point() or labels.is_complex(): raise InputError(f"labels are {labels.dtype}; expected an integer dtype")
     if void not in ("ignore", "label"): raise InputError(f"void is {void!r}; expected 'ignore' or 'label'")
 
-# %% ../nbs/00_edges.ipynb #59bcedf7
+# %% ../nbs/00_edges.ipynb #3b2a2c4b
 def chessboard_distance(
     mask: Tensor, # bool, shape (..., H, W): the pixels to measure the distance to
     max_distance: int = 40, # Distances are capped here, 1..254 pixels
 ) -> Tensor: # uint8, same shape, in 0..max_distance
     "Chessboard distance of each pixel to the nearest True pixel"
     if not 1 <= max_distance <= 254: raise InputError(f"max_distance is {max_distance}; expected 1..254")
-    cap = max_distance
-    row = torch.where(mask, 0, cap).to(torch.uint8)
-    step = 1
-    while step < min(cap, mask.shape[-1]):
-        near = row.clone()
-        near[..., step:] = torch.minimum(near[..., step:], row[..., :-step].clamp(max=cap - step) + step)
-        near[..., :-step] = torch.minimum(near[..., :-step], row[..., step:].clamp(max=cap - step) + step)
-        row, step = near, step * 2
-    distance = row.clone()
-    for k in range(1, min(cap, mask.shape[-2])):
-        reach = row.clamp(min=k)
-        distance[..., k:, :] = torch.minimum(distance[..., k:, :], reach[..., :-k, :])
-        distance[..., :-k, :] = torch.minimum(distance[..., :-k, :], reach[..., k:, :])
-    return distance
+    *batch, height, width = mask.shape
+    margin, steps = (max_distance + 1) // 2, [2**k for k in range((max_distance - 1).bit_length())]
+    row = width + 2 * margin
+    dtype = torch.uint8 if max_distance < 128 else torch.int16 # distance + step must fit
+    padded = torch.full((*batch, height + 2 * margin, row), max_distance, dtype=dtype, device=mask.device)
+    inside = padded[..., margin:margin + height, margin:margin + width]
+    inside.masked_fill_(mask, 0)
+    flat = padded.view(-1)
+    farther = torch.empty_like(flat)
+    for step, shift in [(1, 1), (1, row)] * bool(steps) + [(s, s * (row + way)) for way in (1, -1) for s in steps]:
+        torch.add(flat, step, out=farther)
+        torch.minimum(flat[shift:], farther[:-shift], out=flat[shift:])
+        torch.minimum(flat[:-shift], farther[shift:], out=flat[:-shift])
+    return inside.to(torch.uint8, copy=True, memory_format=torch.contiguous_format)
 
 # %% ../nbs/00_edges.ipynb #59f7643c
 def edge_distance(

@@ -385,7 +385,7 @@ def _log(self: Run, step, lr, sums, bar):
 
 Run.fit, Run._log = fit, _log
 
-# %% ../nbs/06_trainer.ipynb #c8b8eea6
+# %% ../nbs/06_trainer.ipynb #7a747bb7
 @torch.no_grad()
 def predict(self: Run, image) -> torch.Tensor: # uint8, shape (H, W): predicted classes
     "Segment one uint8 image of shape (3, H, W)"
@@ -398,7 +398,7 @@ def _measure(self: Run):
     was_training, rank, world = self.net.training, self.fabric.global_rank, self.fabric.world_size
     for i in range(rank, len(self.val_data), world): metric.update(self.predict(self.val_data.images[i]), self.val_data.labels[i].to(self.fabric.device))
     self.net.train(was_training)
-    return {k: v.cpu() if k == "miou" else v.cpu().reshape(-1) for k, v in metric.compute().items()} # torchmetrics squeezes a single width
+    return {k: v.cpu() for k, v in metric.compute().items()}
 
 def _scores(self: Run):
     scores = self._measure()
