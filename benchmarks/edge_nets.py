@@ -4,7 +4,8 @@
 
 Measures the edge F1 of each shipped net on clean one-hot masks that it was not trained on, and
 beside it a net of as many classes that saw synthetic masks only. A net meets masks of another
-dataset with their classes renamed at random to its own. Writes results/edge_nets.json; the
+dataset with their classes renamed at random to its own. For CamVid also the
+edges in softmax outputs, against those of their own argmax. Writes results/edge_nets.json; the
 figures in semeda/weights/MODEL_CARD.md are read from there.
 """
 import argparse
@@ -14,8 +15,10 @@ import torch
 from tqdm import tqdm
 
 from semeda.data import camvid, read_label
-from semeda.edge_net import SHIPPED, edge_f1, load_edge_net, save_edge_net, shipped_edge_net, synthetic_masks, train_edge_net, weights_hash
+from semeda.edge_net import SHIPPED, edge_f1, load_edge_net, save_edge_net, shipped_edge_net, softmax_edge_f1, synthetic_masks, train_edge_net, weights_hash
 from semeda.trainer import provenance, write_json
+
+from .softening import outputs
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
@@ -43,6 +46,26 @@ def synthetic_net(classes, steps, folder):
     return load_edge_net(path)
 
 
+def like_a_network(args, steps=6000):
+    "CamVid's classes from real and synthetic masks, softened like an upsampled output"
+    path = args.runs / f"like_a_network_11_{steps}.safetensors"
+    if not path.exists():
+        masks = camvid("train", args.camvid).labels + synthetic_masks(11, 400)
+        save_edge_net(train_edge_net(masks, 11, steps=steps, lr=.01, upsample=16, progress=tqdm), path)
+    return load_edge_net(path)
+
+
+def on_outputs(args, masks):
+    "F1 on labels and on the outputs of the most trained network of the softening study, by tolerance in pixels"
+    stage, probabilities = sorted(outputs("camvid")[0].items())[-1]
+    nets = dict(shipped=shipped_edge_net("camvid"), synthetic=synthetic_net(11, args.steps, args.runs), like_a_network=like_a_network(args))
+    rows = []
+    for kind, net in nets.items():
+        rows.append(dict(net="camvid", kind=kind, weights=weights_hash(net), labels=edge_f1(net, masks), **{f"softmax_{t}": softmax_edge_f1(net, probabilities, tolerance=t) for t in (0, 1)}))
+        print(rows[-1])
+    return dict(stage=int(stage), rows=rows)
+
+
 def main():
     parser = argparse.ArgumentParser("benchmarks.edge_nets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--camvid", default="")
@@ -63,7 +86,8 @@ def main():
                 f1[data] = edge_f1(net, masks if data in (name, "synthetic") else renamed(masks, net.num_classes))
             rows.append(dict(net=name, kind=kind, classes=net.num_classes, weights=weights_hash(net), f1=f1))
             print(name, kind, {k: round(v, 4) for k, v in f1.items()})
-    write_json(RESULTS / "edge_nets.json", dict(steps=args.steps, masks={k: len(v) if v else 50 for k, v in real.items()}, **provenance(), rows=rows))
+    softmax = on_outputs(args, real["camvid"]) if args.camvid else None
+    write_json(RESULTS / "edge_nets.json", dict(softmax=softmax, steps=args.steps, masks={k: len(v) if v else 50 for k, v in real.items()}, **provenance(), rows=rows))
 
 
 if __name__ == "__main__":
