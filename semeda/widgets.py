@@ -208,7 +208,7 @@ def texture_explorer(
 def _set_channel(slider, count, value):
     with slider.hold_trait_notifications(): slider.max, slider.value = count - 1, value
 
-# %% ../nbs/09_widgets.ipynb #30350bb8
+# %% ../nbs/09_widgets.ipynb #8a41fa29
 def run_paths(
     run_folders: str = "", # Run folders, separated by commas; empty: those of `make demo`
 ) -> list[Path]:
@@ -237,7 +237,7 @@ def predict_runs(
     if 0 < count < n:
         chosen = [i * n // count for i in range(count)]
         data = replace(data, **{key: [getattr(data, key)[i] for i in chosen] for key in ("images", "labels", "files")})
-    bar = lambda name: progress(range(len(data)), desc=f"predict {name}", mininterval=5) if progress else range(len(data))
+    bar = lambda name: progress(range(len(data)), desc=f"predict {name}", mininterval=5, delay=5) if progress else range(len(data))
     return runs, data, {name: [run.predict(data.images[i]).cpu() for i in bar(name)] for name, run in runs.items()}
 
 # %% ../nbs/09_widgets.ipynb #116797df

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import pytest
 
@@ -17,11 +16,10 @@ pytestmark = pytest.mark.browser
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TOKEN = "semeda"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-
-
+ERRORS = "[data-mime-type='application/vnd.jupyter.error'], .jupyter-widgets-error-widget"
 PROMPTS = "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')].map(p => p.textContent)"
 STARTED = f"() => {PROMPTS}.some(text => /\\[[*\\d]/.test(text))"
-FINISHED = f"() => /\\[\\d+\\]/.test({PROMPTS}.at(-1))" # the last cell has a number, so all before it have run
+FINISHED = f"() => /\\[\\d+\\]/.test({PROMPTS}.at(-1)) || !!document.querySelector(\"{ERRORS}\")" # the last cell has a number, so all before it have run
 
 
 @pytest.fixture(scope="module")
@@ -31,20 +29,21 @@ def chromium():
     if CHROMIUM is None:
         pytest.skip("no chromium on the PATH: apt-get install chromium")
     with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        try:
+            browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        except playwright.Error as e:
+            pytest.skip(f"{CHROMIUM} does not start: {str(e).splitlines()[0]}")
         yield browser
         browser.close()
 
 
 @pytest.fixture(scope="module")
 def lab(chromium, tmp_path_factory):
-    "The address of a JupyterLab on a copy of the widgets' notebook, with two small runs where `make demo` leaves its own"
+    "The address of a JupyterLab on a copy of the widgets' notebook"
     home, project = tmp_path_factory.mktemp("jupyter"), tmp_path_factory.mktemp("project")
     (project / "nbs").mkdir()
     for name in ("settings.ini", "nbs/09_widgets.ipynb", "nbs/06_trainer.ipynb"):
         shutil.copy(ROOT / name, project / name)
-    small = dict(iterations=1, batch_size=2, crop=32, edge_steps=2, val_every=0, log_every=1, runs=str(project / "runs" / "demo"))
-    code = f"from semeda.trainer import train\nfor loss in ('ppce', 'semeda'): train(progress=None, loss=loss, **{small})"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYDEVD_DISABLE_FILE_VALIDATION": "1", "JUPYTER_CONFIG_DIR": str(home), "JUPYTER_DATA_DIR": str(home / "data"), "JUPYTER_RUNTIME_DIR": str(home / "runtime")}
     env.pop("SEMEDA_STATIC", None)
     env["JUPYTERLAB_SETTINGS_DIR"] = str(home / "settings")
@@ -60,7 +59,6 @@ def lab(chromium, tmp_path_factory):
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
-        subprocess.run([sys.executable, "-c", code], check=True, env=env, timeout=120)
         for _ in range(120):
             try:
                 urllib.request.urlopen(f"{address}/api?token={TOKEN}", timeout=2)
@@ -99,8 +97,7 @@ def page(chromium, lab):
 
 
 def test_cells_ran_without_errors(page):
-    errors = page.query_selector_all(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error'], .jupyter-widgets-error-widget")
-    assert [e.inner_text()[:500] for e in errors] == [] and page.problems == []
+    assert [e.inner_text()[:500] for e in page.query_selector_all(ERRORS)] == [] and page.problems == []
     assert len(page.query_selector_all(".jp-OutputArea-output .widget-vbox .widget-hslider")) >= 3
 
 
