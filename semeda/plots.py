@@ -64,7 +64,7 @@ def errors(
     out[np.asarray(labels == 255)] = 255
     return out.astype(np.uint8)
 
-# %% ../nbs/07_plots.ipynb #4f43b38f
+# %% ../nbs/07_plots.ipynb #70a0e144
 def picture_grid(
     rows: list[list[np.ndarray]], # Pictures, a list for each row
     titles: list[str], # Of the columns
@@ -84,7 +84,7 @@ def picture_grid(
             ax.imshow(picture, interpolation="nearest", cmap="gray")
             ax.set(xticks=[], yticks=[])
             for side in ax.spines.values(): side.set(color="0.8", linewidth=.5)
-        if len(row_names): axes[i, 0].set_ylabel(row_names[i], fontsize=8)
+        if len(row_names): axes[i, 0].set_ylabel(row_names[i], fontsize=9)
     for ax, title in zip(axes[0], titles): ax.set_title(title, fontsize=10)
     _legend(fig, lines)
     return fig
