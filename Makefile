@@ -34,12 +34,12 @@ demo: $(READY)
 	@$(BIN)/jupyter nbconvert --log-level WARN --to html --template classic --no-input --output report $(DEMO)/compare.ipynb
 	@echo; cat $(DEMO)/comparison.md; echo; echo "report: $(CURDIR)/$(DEMO)/report.html"
 
-# the paper's figures from the runs of make demo, each in a process of its own
+# the paper's figures from the runs of make demo, each in a process of its own; a thread each, since more only get in one another's way on small images
 figures: $(READY)
 	@mkdir -p runs/figures
 	@for notebook in nbs/paper/figure*.ipynb; do \
 	  name=$$(basename $$notebook .ipynb); echo "rendering $$name"; \
-	  $(PAPERMILL) $$notebook runs/figures/$$name.ipynb $(QUIET); \
+	  OMP_NUM_THREADS=1 $(PAPERMILL) $$notebook runs/figures/$$name.ipynb $(QUIET); \
 	done
 	@echo; ls "$(CURDIR)"/runs/figures/*.png
 
