@@ -1,4 +1,4 @@
-# make demo, make test: each makes the environment it needs. VENV=… uses another one.
+# make demo, make figures, make test: each makes the environment it needs. VENV=… uses another one.
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
 VENV ?= .venv
@@ -9,7 +9,7 @@ export PYTHONPATH := $(CURDIR)
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 NUMBERED = $(wildcard nbs/0*.ipynb)
 
-.PHONY: demo test lab docs readme clean install
+.PHONY: demo figures test lab docs readme clean install
 
 install: $(READY)
 
@@ -33,6 +33,15 @@ demo: $(READY)
 	@$(PAPERMILL) nbs/compare.ipynb $(DEMO)/compare.ipynb -p run_folders "$(CURDIR)/$(DEMO)/scenes-ppce-s0,$(CURDIR)/$(DEMO)/scenes-semeda-s0" $(QUIET)
 	@$(BIN)/jupyter nbconvert --log-level WARN --to html --template classic --no-input --output report $(DEMO)/compare.ipynb
 	@echo; cat $(DEMO)/comparison.md; echo; echo "report: $(CURDIR)/$(DEMO)/report.html"
+
+# the paper's figures from the runs of make demo, each in a process of its own; a thread each, since more only get in one another's way on small images
+figures: $(READY)
+	@mkdir -p runs/figures
+	@for notebook in nbs/paper/figure*.ipynb; do \
+	  name=$$(basename $$notebook .ipynb); echo "rendering $$name"; \
+	  OMP_NUM_THREADS=1 $(PAPERMILL) $$notebook runs/figures/$$name.ipynb $(QUIET); \
+	done
+	@echo; ls "$(CURDIR)"/runs/figures/*.png
 
 test: $(READY)
 	$(BIN)/ruff check

@@ -141,7 +141,7 @@ def test_papermill_from_any_folder_without_an_output_path(tmp_path):
     assert not any(o["output_type"] == "error" for c in printed["cells"] for o in c.get("outputs", []))
     folder = tmp_path / "runs" / "scenes-semeda-s0"
     assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} == {
-        "config.json", "metrics.json", "history.csv", "checkpoint.pt", *(f"figures/{n}.png" for n in ("crops", "history", "overlays", "trimap"))}
+        "config.json", "metrics.json", "history.csv", "checkpoint.pt", *(f"figures/{n}.{e}" for n in ("crops", "history", "overlays", "trimap") for e in ("png", "json"))}
     again = papermill(ROOT / "nbs" / "train.ipynb", tmp_path / "out.ipynb", "-p", "loss", "ppce", *QUICK, cwd=tmp_path)
     assert again.returncode == 0, again.stderr[-2000:]
     both = f"{tmp_path}/runs/scenes-ppce-s0,{tmp_path}/runs/scenes-semeda-s0"

@@ -1,0 +1,144 @@
+"""The widgets in JupyterLab, in a real browser."""
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.browser
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+TOKEN = "semeda"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+# JupyterLab renders an error's traceback as stderr
+ERRORS = """() => [...document.querySelectorAll("[data-mime-type='application/vnd.jupyter.stderr'], .jupyter-widgets-error-widget")]
+    .map(e => e.textContent).filter(text => /error/i.test(text))"""
+PROMPTS = "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')].map(p => p.textContent)"
+STARTED = f"() => {PROMPTS}.some(text => /\\[[*\\d]/.test(text))"
+FINISHED = f"() => /\\[\\d+\\]/.test({PROMPTS}.at(-1)) || ({ERRORS})().length > 0" # the last cell has a number, so all before it have run
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    "A headless Chromium, or skip"
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("no chromium on the PATH: apt-get install chromium")
+    with playwright.sync_playwright() as p:
+        try:
+            browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        except playwright.Error as e:
+            pytest.skip(f"{CHROMIUM} does not start: {str(e).splitlines()[0]}")
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def lab(chromium, tmp_path_factory):
+    "The address of a JupyterLab on a copy of the widgets' notebook"
+    home, project = tmp_path_factory.mktemp("jupyter"), tmp_path_factory.mktemp("project")
+    (project / "nbs").mkdir()
+    for name in ("settings.ini", "nbs/09_widgets.ipynb", "nbs/06_trainer.ipynb"):
+        shutil.copy(ROOT / name, project / name)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYDEVD_DISABLE_FILE_VALIDATION": "1", "JUPYTER_CONFIG_DIR": str(home), "JUPYTER_DATA_DIR": str(home / "data"), "JUPYTER_RUNTIME_DIR": str(home / "runtime")}
+    env.pop("SEMEDA_STATIC", None)
+    env["JUPYTERLAB_SETTINGS_DIR"] = str(home / "settings")
+    for plugin, settings in {"notebook-extension/tracker": dict(windowingMode="none", autoStartDefaultKernel=True), "apputils-extension/notification": dict(fetchNews="false", checkForUpdates=False)}.items():
+        path = home / "settings" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(settings))
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={project}"]
+    with open(home / "log", "w") as log:
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{address}/api?token={TOKEN}", timeout=2)
+                break
+            except OSError:
+                assert server.poll() is None, (home / "log").read_text()[-2000:]
+                time.sleep(.5)
+        yield address
+    finally:
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+@pytest.fixture(scope="module")
+def page(chromium, lab):
+    "The notebook, all of its cells run"
+    page = chromium.new_page(viewport=dict(width=1300, height=1000))
+    page.problems = []
+    page.on("pageerror", lambda e: page.problems.append(str(e)))
+    page.goto(f"{lab}/lab/tree/nbs/09_widgets.ipynb?token={TOKEN}&reset", wait_until="domcontentloaded")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
+    for _ in range(4): # the menu does nothing until the kernel is there
+        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=120_000)
+        page.click(".lm-MenuBar-item >> text=Run")
+        page.click(".lm-Menu-item >> text=Run All Cells")
+        try:
+            page.wait_for_function(STARTED, timeout=5_000, polling=200)
+            break
+        except sys.modules["playwright.sync_api"].TimeoutError:
+            continue
+    page.wait_for_function(FINISHED, timeout=150_000, polling=500)
+    return page
+
+
+def test_cells_ran_without_errors(page):
+    assert page.evaluate(ERRORS) == [] and page.problems == []
+    assert len(page.query_selector_all(".jp-OutputArea-output .widget-vbox .widget-hslider")) >= 3
+
+
+def explorer(page, slider):
+    "The outermost widget that holds a slider of this description"
+    label = page.locator(".widget-hslider", has_text=slider).first
+    return label.locator("xpath=ancestor::*[contains(concat(' ', @class, ' '), ' jp-OutputArea-output ')][1]")
+
+
+def state(box):
+    "What the widget shows: the pictures' sources and the numbers"
+    return [i.get_attribute("src") for i in box.locator("img").all()], box.locator("[role=status]").inner_text()
+
+
+def wait_for_change(box, before, seconds=10):
+    end = time.time() + seconds
+    while time.time() < end:
+        pictures, text = state(box)
+        if pictures != before[0] and text != before[1]:
+            return pictures, text
+        time.sleep(.05)
+    raise AssertionError(f"picture and numbers stayed the same for {seconds} s: {before[1]}")
+
+
+def test_dragging_the_trimap_slider_changes_picture_and_number(page):
+    box = explorer(page, "trimap width")
+    box.scroll_into_view_if_needed()
+    before = state(box)
+    assert len(before[0]) == 4 and "boundary mIoU" in before[1]
+    slider = box.locator(".widget-hslider", has_text="trimap width")
+    handle, base = slider.locator(".noUi-handle"), slider.locator(".noUi-base").bounding_box()
+    area = handle.bounding_box()
+    x, y = area["x"] + area["width"] / 2, area["y"] + area["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(base["x"] + base["width"] / 2, y, steps=6)
+    page.mouse.up()
+    dragged = wait_for_change(box, before)
+    handle.focus()
+    page.keyboard.press("ArrowLeft")
+    wait_for_change(box, dragged)
+    test_cells_ran_without_errors(page)

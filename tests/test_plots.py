@@ -1,0 +1,238 @@
+"""Pictures that say what the numbers say, and the notebooks that draw the paper's figures."""
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from semeda.data import scenes
+from semeda.edge_net import embeddings, exact_edge_net, one_hot
+from semeda.edges import InputError, trimap
+from semeda.metrics import confusion, mean_iou
+from semeda.plots import (
+    COLOURS,
+    MARKERS,
+    STYLES,
+    TRIMAP_COLOURS,
+    choose_images,
+    disagreement,
+    errors,
+    image_scores,
+    overlay,
+    plot_chosen,
+    plot_embeddings,
+    plot_trimap_curves,
+    plot_trimap_differences,
+    plot_trimaps,
+    save_figure,
+    signed_picture,
+)
+from tests.conftest import ROOT, run
+
+DATA = scenes("val", count=6, size=48)
+
+
+def shifted(mask, pixels):
+    return mask.masked_fill(mask == 255, 0).roll(pixels, dims=1)
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def pictures(fig):
+    return [np.asarray(image.get_array()) for ax in fig.axes for image in ax.images]
+
+
+def test_overlay_blends_and_leaves_void_alone():
+    image, label = DATA.images[1], torch.tensor([[0, 3]]).repeat(48, 24).to(torch.uint8)
+    label[:, :5] = 255
+    photo = image.permute(1, 2, 0).numpy()
+    found = overlay(image, label, DATA.palette, .7)
+    assert (found[:, :5] == photo[:, :5]).all()
+    expected = .3 * photo[:, 5:] + .7 * np.array(DATA.palette)[label[:, 5:].long()]
+    assert abs(found[:, 5:] - expected).max() <= 2
+    assert (overlay(image, label, DATA.palette, 1.)[:, 5:] == np.array(DATA.palette)[label[:, 5:].long()]).all()
+
+
+def test_maps_mark_exactly_the_wrong_and_the_differing_pixels():
+    image, label = DATA.images[1], DATA.labels[1]
+    a, b = shifted(label, 1), shifted(label, -2)
+    known = label != 255
+    red = (errors(image, label, a) == (214, 39, 40)).all(axis=-1)
+    assert (red == ((a != label) & known).numpy()).all()
+    found = disagreement(image, label, a, b)
+    blue, orange = ((found == colour).all(axis=-1) for colour in ((44, 123, 182), (230, 97, 1)))
+    assert (blue == ((a == label) & (b != label) & known).numpy()).all() and blue.any()
+    assert (orange == ((b == label) & (a != label) & known).numpy()).all() and orange.any()
+
+
+def test_trimap_pictures_have_the_regions_colours():
+    fig = plot_trimaps(DATA, [1], widths=(1, 3), void="label")
+    for picture, width in zip(pictures(fig)[2:], (1, 3)):
+        regions = trimap(DATA.labels[1], width, void="label").numpy()
+        for value, colour in ((1, TRIMAP_COLOURS[1]), (0, TRIMAP_COLOURS[0]), (255, (255, 255, 255))):
+            assert ((picture == colour).all(axis=-1) == (regions == value)).all()
+    words = [t.get_text() for t in fig.legends[0].get_texts()]
+    assert {"trimap: boundary", "non-boundary", "void"} < set(words)
+
+
+def test_embeddings_of_a_perfect_prediction_differ_nowhere():
+    label, net = DATA.labels[1], exact_edge_net(7)
+    clean = one_hot(label[None], 7)[0]
+    perfect, other = (pictures(plot_embeddings(label, {"p": p}, net, DATA.palette)) for p in (clean, one_hot(shifted(label, 3)[None], 7)[0]))
+    n = len(perfect) // 3
+    assert all((p == perfect[-1][0, 0]).all() for p in perfect[2 * n:])
+    assert not (other[-1] == other[-1][0, 0]).all()
+    psi = embeddings(clean[None], net.weights)[0][0]
+    channel = int(psi.flatten(1).std(dim=1).argmax())
+    assert (perfect[1] == signed_picture(psi[channel], psi[channel].abs().flatten().quantile(.995).item())).all()
+
+
+def test_scores_of_images_are_those_of_one_confusion_matrix():
+    predictions = [shifted(y, 2) for y in DATA.labels]
+    whole = image_scores(DATA.labels, predictions, 7)
+    band = image_scores(DATA.labels, predictions, 7, width=3, void="label")
+    for i, (y, p) in enumerate(zip(DATA.labels, predictions)):
+        assert whole[i] == mean_iou(confusion(p, y, 7))
+        inside = y.masked_fill(trimap(y, 3, void="label") != 1, 255)
+        assert band[i] == mean_iou(confusion(p, inside, 7))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.one_of(st.floats(-1, 1), st.just(float("nan"))), min_size=1, max_size=30), st.integers(1, 5))
+def test_chosen_images_are_the_ends_and_the_middle(values, each):
+    differences = torch.tensor(values, dtype=torch.double)
+    known = [v for v in values if v == v]
+    if not known:
+        with pytest.raises(InputError, match="holds no number"):
+            choose_images(differences, each)
+        return
+    chosen = choose_images(differences, each)
+    by_rank = {rank: [values[i] for i, r in chosen if r == rank] for rank in ("best", "median", "worst")}
+    assert len({i for i, _ in chosen}) == len(chosen) and [r for _, r in chosen] == [r for r in by_rank for _ in by_rank[r]]
+    ordered, n = sorted(known, reverse=True), len(by_rank["best"])
+    assert by_rank["best"] == ordered[:n]
+    if len(known) > 1:
+        assert n >= 1 and by_rank["worst"] == ordered[-n:] and n <= each
+    if len(known) >= 3:
+        assert len(by_rank["median"]) == n and (n == each or len(known) < 3 * each)
+        assert min(by_rank["median"]) <= np.median(known) <= max(by_rank["median"]) or n < 2
+    if len(known) % 2 and n == 1:
+        assert by_rank["median"] == [np.median(known)] or len(known) < 3
+
+
+def test_chosen_images_show_the_worst_and_their_numbers():
+    a, b = [shifted(y, 3) for y in DATA.labels], [shifted(y, 1) for y in DATA.labels]
+    b[2] = torch.zeros_like(b[2])
+    fig = plot_chosen(DATA, {"a": a, "b": b}, each=1)
+    names = [ax.get_ylabel() for ax in fig.axes if ax.get_ylabel()]
+    gains = 100 * (image_scores(DATA.labels, b, 7) - image_scores(DATA.labels, a, 7))
+    assert [n.split(":")[0] for n in names] == ["best", "median", "worst"]
+    assert DATA.files[2] in names[-1] and f"{gains[2]:+.1f}" in names[-1] and gains[2] < 0
+    assert f"above 0 on {(gains > 0).sum()} of 6 images" in fig.get_suptitle()
+
+
+def test_curves_differ_without_colour_and_keep_to_their_numbers():
+    names = [f"run {i}" for i in range(6)]
+    runs = {name: dict(widths=[1, 2, 3], boundary_miou=[.1 * i, .1 * i + .1, None], non_boundary_miou=[.5, .6, .7]) for i, name in enumerate(names)}
+    fig = plot_trimap_curves(runs, {names[0]: dict(boundary=([0, .05, .1], [.1, .2, .3]), non_boundary=([0] * 3, [1] * 3))})
+    boundary = fig.axes[0]
+    assert len({(line.get_linestyle(), line.get_marker()) for line in boundary.lines}) == 6
+    assert boundary.lines[2].get_ydata()[:2] == pytest.approx([20, 30])
+    assert [len(ax.collections) for ax in fig.axes] == [1, 1]
+    for ax in fig.axes:
+        assert sorted(t.get_text() for t in ax.texts) == names
+        heights = sorted(t.xyann[1] for t in ax.texts if t.xyann[1] == t.xyann[1])
+        assert min(np.diff(heights)) > 0
+    assert len(STYLES) == len(MARKERS) == len(COLOURS)
+    kept = plot_trimap_curves({"one": runs["run 1"] | dict(boundary_miou_interval=[[.1, .2]] * 3, non_boundary_miou_interval=[[.4, .6]] * 3)})
+    assert [len(ax.collections) for ax in kept.axes] == [1, 1]
+
+
+def test_differences_stand_against_the_line_of_none():
+    found = dict(boundary=([.01, .02], [0, .01], [.02, .04]), non_boundary=([0, 0], [-.01, -.01], [.01, .01]))
+    fig = plot_trimap_differences({"b less a": found})
+    assert list(fig.axes[0].lines[0].get_ydata()) == [0, 0] and fig.axes[0].lines[1].get_ydata() == pytest.approx([1, 2])
+    assert fig.get_suptitle() == "b less a"
+
+
+def test_saved_figures_keep_caption_and_alternative_text(tmp_path):
+    fig = plot_trimaps(DATA, [1])
+    caption, alt = "A trimap – red is boundary.", "Thin red lines along the outlines of “objects”."
+    path = save_figure(fig, tmp_path / "new" / "trimap.png", caption, alt)
+    with Image.open(path) as file:
+        file.load()
+        assert (file.text["Title"], file.text["Description"]) == (caption, alt)
+    assert json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) == dict(caption=caption, alt=alt)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["trimap.json", "trimap.png"]
+    for args in (("", alt), (caption, " ")):
+        with pytest.raises(InputError, match="is empty; expected a sentence"):
+            save_figure(fig, tmp_path / "none" / "x.png", *args)
+    with pytest.raises(InputError, match="expected a name that ends in .png"):
+        save_figure(fig, tmp_path / "none" / "x.pdf", caption, alt)
+    assert not (tmp_path / "none").exists()
+
+
+# all of the paper's figures in one process, which imports once; argument: parameters of each notebook
+RENDER = """
+import json, sys
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+for path, parameters in json.loads(sys.argv[1]).items():
+    shell.reset()
+    for cell in json.load(open(path, encoding="utf-8"))["cells"]:
+        if cell["cell_type"] != "code": continue
+        source = "".join(cell["source"])
+        if "parameters" in cell["metadata"].get("tags", []): source += "\\n" + "\\n".join(f"{k} = {v!r}" for k, v in parameters.items())
+        shell.run_cell(source, store_history=True).raise_error()
+"""
+FIGURES = sorted((ROOT / "nbs" / "paper").glob("figure*.ipynb"))
+
+
+def test_figures_render_from_two_runs(tmp_path):
+    small = dict(iterations=2, batch_size=2, crop=32, edge_steps=5, val_every=0, log_every=1, runs=str(tmp_path / "runs"))
+    code = f"from semeda.trainer import train\nfor loss in ('ppce', 'semeda'): train(progress=None, loss=loss, **{small})"
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    both = dict(run_folders=f"{tmp_path}/runs/scenes-ppce-s0, {tmp_path}/runs/scenes-semeda-s0", out=str(tmp_path / "out"), count=12)
+    parameters = {str(p): both if p.stem != "figure4" else dict(out=both["out"]) for p in FIGURES}
+    parameters[str(FIGURES[0].with_name("figure5.ipynb"))] = both | dict(resamples=50)
+    done = run(sys.executable, "-c", RENDER, json.dumps(parameters), cwd=tmp_path, env={"MPLBACKEND": "agg"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    names = [p.stem for p in FIGURES] + ["figure5_differences"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {f"{n}.{ext}" for n in names for ext in ("png", "json")}
+    for name in names:
+        words = json.loads((tmp_path / "out" / f"{name}.json").read_text(encoding="utf-8"))
+        assert len(words["caption"]) > 20 and len(words["alt"]) > 40 and words["alt"] != words["caption"]
+        with Image.open(tmp_path / "out" / f"{name}.png") as file:
+            assert len(np.unique(np.asarray(file.convert("L")))) > 20
+
+
+@pytest.mark.parametrize("args, words", [
+    ([], "InputError: run demo/scenes-ppce-s0 is not in runs; run `make demo` first, or name finished runs in run_folders"),
+    (["-p", "run_folder", "x"], "InputError: unknown parameter 'run_folder'; choose from run_folders"),
+    (["-p", "run_folders", "a,b"], "InputError: run folder a has no metrics.json; expected a finished run"),
+])
+def test_figures_without_runs_end_with_one_line(tmp_path, args, words):
+    done = run(Path(sys.executable).parent / "papermill", ROOT / "nbs" / "paper" / "figure1.ipynb", tmp_path / "x.ipynb", *args, cwd=tmp_path)
+    assert done.returncode != 0 and words in done.stderr.strip().splitlines()[-1]
+    assert [p.name for p in tmp_path.iterdir()] == ["x.ipynb"]
+
+
+def test_make_figures_names_every_figure():
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    done = subprocess.run(["make", "-n", "figures"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "nbs/paper/figure*.ipynb" in done.stdout
+    assert [p.stem for p in FIGURES] == [f"figure{n}" for n in (1, 3, 4, 5, 6, 7)]
