@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from PIL import Image
@@ -14,13 +16,15 @@ from semeda.edge_net import (
     save_edge_net,
     shipped_edge_net,
     soften,
+    soften_like_a_network,
+    softmax_edge_f1,
     synthetic_masks,
     train_edge_net,
     weights_hash,
 )
-from semeda.edges import InputError
+from semeda.edges import InputError, edge_map
 from semeda.losses import SemedaLoss
-from tests.conftest import real_data
+from tests.conftest import ROOT, real_data
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +140,47 @@ def test_real_masks():
     root = real_data("camvid")
     net = train_edge_net(camvid("train", root).labels, 11)
     assert edge_f1(net, camvid("val", root).labels[::20]) > .95 # 0.968 to 0.98 by the number of threads
+
+
+def test_model_card_tells_what_was_measured():
+    card = (ROOT / "semeda" / "weights" / "MODEL_CARD.md").read_text()
+    results = json.loads((ROOT / "results" / "edge_nets.json").read_text())
+    for row in results["rows"]:
+        f1 = row["f1"]
+        assert f"| {row['net']}, {row['kind']} | {f1['voc']:.3f} | {f1['camvid']:.3f} | {f1['synthetic']:.3f} |" in card
+        if row["kind"] == "shipped":
+            assert row["weights"] == weights_hash(shipped_edge_net(row["net"])) and f1[row["net"] if row["net"] in f1 else "synthetic"] > .99
+
+
+def test_softened_like_a_network():
+    labels = torch.stack(synthetic_masks(5, 6, size=40)).long()
+    draw = lambda: soften_like_a_network(one_hot(labels, 5), upsample=8, generator=torch.Generator().manual_seed(3))
+    soft, edges = draw()
+    void = labels == 255
+    assert void.any() and (soft.movedim(1, -1)[void] == 0).all() and torch.allclose(soft.sum(1)[~void], torch.ones(()), atol=1e-5)
+    classes = soft.argmax(1).masked_fill(void, 255)
+    assert torch.equal(edges, edge_map(classes).long())
+    assert (classes != labels)[~void].any(), "upsampling moves boundaries"
+    assert all(torch.equal(a, b) for a, b in zip(draw(), (soft, edges)))
+
+
+def test_soften_at_a_coarse_resolution():
+    labels = torch.zeros(1, 16, 16, dtype=torch.long)
+    labels[..., 8:] = 1
+    soft = soften(one_hot(labels, 2), sigma=0., upsample=4)
+    assert soft.shape == (1, 2, 16, 16) and torch.equal(soft.argmax(1), labels)
+    steps = soft[0, 1, 0].diff()
+    assert (steps >= -1e-6).all() and (steps > .01).sum() >= 3, "a ramp across the boundary"
+
+
+def test_f1_on_softmax_outputs(trained):
+    from scipy.ndimage import binary_dilation
+    probabilities = torch.nn.functional.interpolate(3 * torch.randn(2, 7, 5, 6, generator=torch.Generator().manual_seed(0)), size=(37, 41), mode="bilinear").softmax(1)
+    truth = edge_map(probabilities.argmax(1)) == 1
+    found = trained(probabilities)[:, 1] > .5
+    for tolerance in (0, 1, 2):
+        near = lambda m: torch.stack([torch.from_numpy(binary_dilation(x, [[1] * 3] * 3, tolerance) if tolerance else x.numpy()) for x in m])
+        precision, recall = (found & near(truth)).sum() / found.sum(), (truth & near(found)).sum() / truth.sum()
+        assert softmax_edge_f1(trained, probabilities, tolerance) == pytest.approx((2 * precision * recall / (precision + recall)).item())
+    clean = one_hot(torch.stack(scenes("val", 2).labels).long() % 7, 7)
+    assert softmax_edge_f1(exact_edge_net(7), clean) == 1
