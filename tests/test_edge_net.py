@@ -179,7 +179,7 @@ def test_f1_on_softmax_outputs(trained):
     truth = edge_map(probabilities.argmax(1)) == 1
     found = trained(probabilities)[:, 1] > .5
     for tolerance in (0, 1, 2):
-        near = lambda m: torch.stack([torch.from_numpy(binary_dilation(x, [[1] * 3] * 3, tolerance) if tolerance else x.numpy()) for x in m])
+        near = lambda m, tolerance=tolerance: torch.stack([torch.from_numpy(binary_dilation(x, [[1] * 3] * 3, tolerance) if tolerance else x.numpy()) for x in m])
         precision, recall = (found & near(truth)).sum() / found.sum(), (truth & near(found)).sum() / truth.sum()
         assert softmax_edge_f1(trained, probabilities, tolerance) == pytest.approx((2 * precision * recall / (precision + recall)).item())
     clean = one_hot(torch.stack(scenes("val", 2).labels).long() % 7, 7)
