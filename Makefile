@@ -45,7 +45,7 @@ figures: $(READY)
 
 test: $(READY)
 	$(BIN)/ruff check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test nbs --file-re '^0' --n-workers 2
 
 lab: $(READY)

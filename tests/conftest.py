@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,6 +18,13 @@ def real_data(*parts):
     if not path.exists():
         pytest.skip(f"{'/'.join(parts)} is not in SEMEDA_DATA")
     return path
+
+
+@pytest.fixture(autouse=True)
+def denormals_as_they_were():
+    "A run in this process flushes them to zero, which hypothesis refuses to work with"
+    yield
+    torch.set_flush_denormal(False)
 
 
 def run(*command, cwd=None, **kwargs):
