@@ -37,7 +37,7 @@ from .edges import InputError
 from .losses import TABLE1, PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss
 from .metrics import TrimapIoU
 
-# %% ../nbs/06_trainer.ipynb #a1734433
+# %% ../nbs/06_trainer.ipynb #1c2c2237
 def _p(default, help, choices=(), low=None):
     return field(default=default, metadata=dict(help=help, choices=choices, low=low))
 
@@ -88,7 +88,7 @@ class Config:
     log_every: int = _p(10, "steps between rows of history.csv", low=1)
     seed: int = _p(0, "of weights, crops and the Edge net", low=0)
     resume: bool = _p(False, "go on from the run folder's checkpoint")
-    name: str = _p("", "of the run folder; empty: <dataset>-<loss>-s<seed>")
+    name: str = _p("", "of the run folder; empty: <dataset>-<row or loss>-s<seed>")
     runs: str = _p("", "folder of all runs; empty: runs/ at the project's root, or here")
 
 # %% ../nbs/06_trainer.ipynb #cdd8c7c9
@@ -168,16 +168,17 @@ def _size(config):
     if config.image_size and not (len(parts) == 2 and all(p.isdigit() and int(p) for p in parts)): raise InputError(f"image_size is {config.image_size!r}; expected WIDTHxHEIGHT such as 240x180, or nothing")
     return tuple(map(int, parts)) if config.image_size else None
 
-# %% ../nbs/06_trainer.ipynb #a5f786b3
+# %% ../nbs/06_trainer.ipynb #163f0f6a
 def notebook_parameters(
     namespace: dict, # The notebook's variables, `globals()`
-) -> dict: # Name and value of each parameter that a cell starting with "# Parameters" assigns
+) -> dict: # Name and value of each parameter that a cell starting with "# Parameters" assigns; no defaults of a cell that assigns all of `Config`
     "The parameters of a notebook, papermill's injected ones included"
-    names = {}
+    names, defaults = {}, {f.name: f.default for f in fields(Config)}
     for source in namespace.get("In", []):
         if not source.lower().startswith("# parameters"): continue
-        for node in ast.parse(source).body:
-            for target in getattr(node, "targets", []): names[target.id] = namespace[target.id]
+        cell = {target.id: namespace[target.id] for node in ast.parse(source).body for target in getattr(node, "targets", [])}
+        if defaults.keys() <= cell.keys(): cell = {k: v for k, v in cell.items() if k not in defaults or v != defaults[k]}
+        names |= cell
     return names
 
 # %% ../nbs/06_trainer.ipynb #ed16686c
@@ -222,7 +223,7 @@ def runs_folder(
 # %% ../nbs/06_trainer.ipynb #262a32d2
 ELSEWHERE = ("resume", "runs", "name", "workers", "data_root", "init_weights") # may differ between two starts of the same run
 
-# %% ../nbs/06_trainer.ipynb #c9461f01
+# %% ../nbs/06_trainer.ipynb #fb48c68a
 class Run:
     "One training run: data, network, loss, and the folder they write to"
     def __init__(self,
@@ -231,7 +232,7 @@ class Run:
     ):
         torch.set_flush_denormal(True) # denormals slow a CPU down several times
         self.config, self.preset = config, _ = resolve(**parameters)
-        self.progress, self.folder = progress, runs_folder(config.runs)/(config.name or f"{config.dataset}-{config.loss}-s{config.seed}")
+        self.progress, self.folder = progress, runs_folder(config.runs)/(config.name or f"{config.dataset}-{config.row or config.loss}-s{config.seed}")
         if config.device == "cuda" and not torch.cuda.is_available(): raise InputError("device is 'cuda' but this torch finds no GPU; expected cpu or auto")
         self._check_folder(dict(config=asdict(config)))
         read = lambda split: load_data(config.dataset, split, config.data_root, config.num_classes, _size(config), _bar(progress, f"read {split}"), config.download)

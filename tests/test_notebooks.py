@@ -153,6 +153,14 @@ def test_papermill_from_any_folder_without_an_output_path(tmp_path):
     assert (tmp_path / "runs" / "overlays.png").stat().st_size > 10_000
 
 
+def test_papermill_trains_a_row_of_table_1(tmp_path):
+    "The row decides about what the notebook's own defaults set"
+    done = papermill(ROOT / "nbs" / "train.ipynb", tmp_path / "out.ipynb", "-p", "row", "table1_01", *QUICK, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    config = json.loads(next(tmp_path.glob("runs/*/config.json")).read_text())["config"]
+    assert (config["row"], config["loss"], config["lambdas"]) == ("table1_01", "ppce", [1., 0., 0.])
+
+
 @pytest.mark.parametrize("notebook, args, words", [
     ("train", ["-p", "loss", "sedema"], "InputError: loss is 'sedema'; choose from ppce, ubernet, ppce_edges, semeda"),
     ("train", ["-p", "learning_rate", "1"], "InputError: unknown parameter 'learning_rate'; choose from dataset"),
