@@ -9,7 +9,7 @@ export PYTHONPATH := $(CURDIR)
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 NUMBERED = $(wildcard nbs/0*.ipynb)
 
-.PHONY: demo test lab docs readme clean install
+.PHONY: demo test lab docs readme clean install table1 table2 figure5
 
 install: $(READY)
 
@@ -33,6 +33,13 @@ demo: $(READY)
 	@$(PAPERMILL) nbs/compare.ipynb $(DEMO)/compare.ipynb -p run_folders "$(CURDIR)/$(DEMO)/scenes-ppce-s0,$(CURDIR)/$(DEMO)/scenes-semeda-s0" $(QUIET)
 	@$(BIN)/jupyter nbconvert --log-level WARN --to html --template classic --no-input --output report $(DEMO)/compare.ipynb
 	@echo; cat $(DEMO)/comparison.md; echo; echo "report: $(CURDIR)/$(DEMO)/report.html"
+
+# a sweep: make table1 STUDY=camvid SEMEDA_DATA=folder JOBS=2 SNAKEMAKE_ARGS='--dry-run'
+STUDY = smoke
+JOBS = 1
+table2: STUDY = table2
+table1 table2 figure5: $(READY)
+	$(BIN)/python -m snakemake $@ --configfile benchmarks/studies/$(STUDY).yaml --cores $(JOBS) $(SNAKEMAKE_ARGS)
 
 test: $(READY)
 	$(BIN)/ruff check
