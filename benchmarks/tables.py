@@ -52,7 +52,7 @@ def over_seeds_and_images(values, draws, level=.95, seed=0):
         picked = torch.randint(seeds, (resamples, seeds), generator=torch.Generator().manual_seed(seed + 1))
         chosen = draws[torch.arange(resamples)[:, None], picked].mean(dim=1)
         mean = mean + math.sqrt(seeds / (seeds - 1)) * (chosen - mean)
-    low, high = mean.nanquantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double), dim=0)
+    low, high = mean.nanquantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=mean.dtype), dim=0)
     return values.mean(dim=0), low, high
 
 
