@@ -13,9 +13,10 @@ from semeda.metrics import scores_of
 
 SEEDS = 3 # fewer say nothing about training's chance
 PPCE, DEFAULT = "table1_01", "table1_11"
+METHOD = ("row", "loss", "lambdas", "relu", "seed") # parameters in which the rows of Table 1 differ
 
 
-def load_study(folder, rows=None):
+def load_study(folder):
     "Results of a study: row -> seed -> record with `counts` as a tensor; refuses runs that cannot be compared"
     folder, found = Path(folder), {}
     for path in sorted(folder.glob("*-s*.json")):
@@ -24,10 +25,15 @@ def load_study(folder, rows=None):
         if row in TABLE1: check_result(record, folder.name, path.stem)
         found.setdefault(row, {})[int(seed)] = record | dict(counts=unpack(record["counts"]))
     records = [r for seeds in found.values() for r in seeds.values()]
-    for key in ("labels", "data"):
-        other = next((r for r in records if r[key] != records[0][key]), None)
-        if other: raise InputError(f"results {records[0]['name']} and {other['name']} of study {folder.name} differ in their {key}; expected runs on the same data")
+    for other in records[1:]:
+        differ = [key for key in ("labels", "data") if other[key] != records[0][key]]
+        differ += [key for key, value in other["config"].items() if _in_table(other) and _in_table(records[0]) and key not in METHOD and value != records[0]["config"].get(key)]
+        if differ: raise InputError(f"results {records[0]['name']} and {other['name']} of study {folder.name} differ in {', '.join(differ)}; expected runs on the same data with the same budget")
     return found
+
+
+def _in_table(record):
+    return record["name"].rpartition("-s")[0] in TABLE1
 
 
 def draws_of(record, resamples=2000, seed=0):
