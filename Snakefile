@@ -100,7 +100,5 @@ rule figure:
         " && {PYTHON} -m nbconvert --log-level WARN --to html --template classic --no-input {params.notebook:q}) > {log:q} 2>&1"
 
 onerror:
-    lines = sweep.failures(STUDIES[TARGET], RUNS) if TARGET else []
-    for path in sorted(Path(RUNS).glob("*.log")) + sorted(Path(RUNS).glob("*/*.collect.log")):
-        if "Error" in (line := sweep.last_line(path)): lines.append(f"{path}: {line}")
+    lines = sweep.failures(STUDIES[TARGET], TARGET, SETTINGS) if TARGET else []
     if lines: print(f"{len(lines)} failed; the same command goes on from here, and --config partial=true makes the table of what is there:", *lines, sep="\n  ", file=sys.stderr)

@@ -85,15 +85,20 @@ def log_file(folder):
 
 
 def last_line(path):
-    "What a log ends with"
+    "The last line of a log that names an error, else what it ends with"
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()] if path.is_file() else []
-    return lines[-1] if lines else ""
+    errors = [line for line in lines if re.search(r"\b\w*(Error|Exception|Interrupt)\b", line)]
+    return (errors or lines or ["no error line; was it killed?"])[-1]
 
 
-def failures(studies, where):
-    "Unfinished runs, each with the last line of its log"
-    folders = [run_folder(*run, where) for run in runs(studies)]
-    return [f"{f}: {last_line(log_file(f)) or 'no error line; was it killed?'}" for f in folders if not is_finished(f) and log_file(f).is_file()]
+def failures(studies, target, settings):
+    "What was started and has not brought its file, each with the last error line of its log"
+    jobs = []
+    for run in runs(studies):
+        folder = run_folder(*run, settings["runs"])
+        jobs += [(folder / "metrics.json", log_file(folder)), (run_folder(*run, settings["results"]).with_name(folder.name + ".json"), folder.with_name(folder.name + ".collect.log"))]
+    jobs += [(log.with_suffix(".html"), log) for log in sorted(Path(settings["runs"]).glob(f"{target}-*.log"))]
+    return [f"{log}: {last_line(log)}" for file, log in jobs if log.is_file() and not file.is_file()]
 
 
 def check(study, row, seed, where):

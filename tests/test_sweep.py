@@ -87,7 +87,7 @@ def test_a_failing_run_does_not_stop_the_others(finished):
     folder, *_, done = finished
     assert done.returncode != 0 and not (folder / "runs" / "tiny" / "diverges-s0" / "metrics.json").exists()
     last = done.stderr[done.stderr.index("1 failed;"):]
-    assert "runs/tiny/diverges-s0: " in last and "training diverged, expected a smaller lr" in last
+    assert "runs/tiny/diverges-s0.log: " in last and "training diverged, expected a smaller lr" in last
     ended = {name: (folder / "runs" / "tiny" / f"{name}-s0.log").stat().st_mtime for name in ("diverges", *ROWS)}
     assert max(ended, key=ended.get) != "diverges"
 
