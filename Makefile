@@ -9,7 +9,7 @@ export PYTHONPATH := $(CURDIR)
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 NUMBERED = $(wildcard nbs/0*.ipynb)
 
-.PHONY: demo figures test lab docs readme clean install
+.PHONY: demo figures table1 table2 figure5 test lab docs readme clean install
 
 install: $(READY)
 
@@ -42,6 +42,13 @@ figures: $(READY)
 	  OMP_NUM_THREADS=1 $(PAPERMILL) $$notebook runs/figures/$$name.ipynb $(QUIET); \
 	done
 	@echo; ls "$(CURDIR)"/runs/figures/*.png
+
+# a sweep: make table1 STUDY=camvid SEMEDA_DATA=folder JOBS=2 SNAKEMAKE_ARGS='--dry-run'
+STUDY = smoke
+JOBS = 1
+table2: STUDY = table2
+table1 table2 figure5: $(READY)
+	$(BIN)/python -m snakemake $@ --configfile benchmarks/studies/$(STUDY).yaml --cores $(JOBS) $(SNAKEMAKE_ARGS)
 
 test: $(READY)
 	$(BIN)/ruff check

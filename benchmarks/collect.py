@@ -1,0 +1,115 @@
+"""One finished run to one small JSON file, from which the tables and figures are made.
+
+    python -m benchmarks.collect runs/STUDY/ROW-sSEED results/STUDY/ROW-sSEED.json
+
+The file holds configuration, versions, commit, data fingerprint, hardware, seconds a step and all
+metrics, with the class counts of each validation image in compact form. The run is evaluated for
+that in runs/STUDY/ROW-sSEED.evaluation/, unless it was. Nothing in the file names a place on this
+machine.
+"""
+import argparse
+import base64
+import csv
+import json
+import os
+import sys
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.sweep import ROOT
+from semeda.edges import InputError
+from semeda.evaluate import evaluate_run, load_counts
+from semeda.losses import TABLE1
+from semeda.trainer import resolve, write_json
+
+MACHINE = ("runs", "name", "resume", "workers", "data_root", "init_weights", "download") # parameters that say where and not what
+
+
+def pack(counts):
+    "int32 counts as text: their bytes sorted by significance, since most high ones are 0, then zlib and base64"
+    values = counts.numpy().astype("<i4")
+    planes = np.ascontiguousarray(values.reshape(-1, 1).view(np.uint8).T)
+    return dict(shape=list(values.shape), encoding="base64 of zlib of the four byte planes of little-endian int32", data=base64.b64encode(zlib.compress(planes.tobytes(), 9)).decode())
+
+
+def unpack(packed):
+    "Counts, int32, from `pack`"
+    planes = np.frombuffer(zlib.decompress(base64.b64decode(packed["data"])), np.uint8).reshape(4, -1)
+    return torch.from_numpy(np.ascontiguousarray(planes.T).view("<i4").astype(np.int32).reshape(packed["shape"]))
+
+
+def check_result(record, study, name, given=None):
+    "Raise InputError unless a result belongs to its study, its file name and what the study gives the run"
+    here, (row, _, seed) = f"result {study}/{name}.json", name.rpartition("-s")
+    if (record.get("study"), record.get("name")) != (study, name): raise InputError(f"{here} is {record.get('study')}/{record.get('name')}; expected {study}/{name}")
+    if not seed.isdecimal() or (given is None and row not in TABLE1): raise InputError(f"{here} is no ROW-sSEED.json; expected a row of Table 1 or a variant of benchmarks/studies/{study}.yaml, and a seed")
+    given = {k: v for k, v in (given or dict(row=row)).items() if k not in MACHINE} | dict(seed=int(seed))
+    expected = asdict(resolve(**given)[0])
+    for key in [*given, *(("loss", "lambdas") if row in TABLE1 else ()), *(("relu",) if TABLE1.get(row, {}).get("relu") else ())]:
+        value = os.path.basename(expected[key]) if key == "edge_net" else expected[key]
+        if record["config"].get(key) != value: raise InputError(f"{here} has {key} {record['config'].get(key)}; expected {value}, as its name says")
+    images = record["counts"]["shape"][0]
+    if images != record["val_images"]: raise InputError(f"{here} has counts of {images} images; expected {record['val_images']}")
+
+
+def collect(folder, out, given=None):
+    "Write a finished run's result"
+    folder, out = Path(folder), Path(out)
+    if not (folder / "metrics.json").is_file(): raise InputError(f"run folder {folder} has no metrics.json; expected a finished run")
+    run, metrics = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "metrics"))
+    evaluation = folder.with_name(f"{folder.name}.evaluation")
+    if not _is_of(evaluation, metrics):
+        changes = {k: given[k] for k in ("data_root", "init_weights") if given and given.get(k)}
+        evaluate_run(folder, evaluation, run["config"]["max_width"], **changes)
+    measured, (counts, about) = json.loads((evaluation / "metrics.json").read_text()), load_counts(evaluation)
+    if abs(measured["miou"] - metrics["miou"]) > .005: raise InputError(f"{folder} evaluates to mIoU {measured['miou']:.4f} but its metrics.json has {metrics['miou']:.4f}; expected the same")
+    with open(evaluation / "images.csv", newline="", encoding="utf-8") as file: rows = list(csv.DictReader(file))
+    config = {k: v for k, v in run["config"].items() if k not in MACHINE} | {k: os.path.basename(run["config"][k]) for k in ("init_weights", "edge_net")}
+    record = dict(study=out.parent.name, name=out.stem, config=config, data=run["data"], labels=about["labels"], val_images=len(counts), class_names=about["class_names"],
+                  **{k: run.get(k) for k in ("versions", "git_commit", "platform", "cpu_threads", "device", "initial_weights", "edge_net")},
+                  metrics={k: v for k, v in metrics.items() if k != "cost"}, cost=metrics["cost"],
+                  evaluation={k: measured[k] for k in ("boundary_iou", "boundary_iou_per_class", "structure", "git_commit")},
+                  images={k: [int(r[k]) for r in rows] for k in ("excess_holes", "excess_fragments")}, counts=pack(counts))
+    check_result(record, out.parent.name, out.stem, given)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, record)
+    return record
+
+
+def _is_of(evaluation, metrics):
+    "Whether an evaluation is that of these final weights"
+    try: return json.loads((evaluation / "metrics.json").read_text())["config"]["final_weights"] == metrics["final_weights"]
+    except (OSError, ValueError, KeyError): return False
+
+
+def committed(root=ROOT / "results"):
+    "The result files of all studies that benchmarks/studies/ defines, each with what its study gives the run"
+    import yaml
+
+    from benchmarks.sweep import studies
+    for path in sorted((ROOT / "benchmarks" / "studies").glob("*.yaml")):
+        config = yaml.safe_load(path.read_text())
+        for study in config.get("studies") or [{}]:
+            study = studies({**config, "data_root": "", "init_weights": "", "studies": [{**study, "data_root": "", "init_weights": ""}]}, "table1")[0]
+            for file in sorted((Path(root) / study["study"]).glob("*.json")): yield file, study
+
+
+def main():
+    parser = argparse.ArgumentParser("benchmarks.collect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("out", type=Path, help="file to write, STUDY/ROW-sSEED.json")
+    parser.add_argument("--given", type=json.loads, help="what the study gives the run, as JSON")
+    args = parser.parse_args()
+    try: collect(args.run, args.out, args.given)
+    except InputError as error:
+        print(f"InputError: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

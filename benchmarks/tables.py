@@ -1,0 +1,104 @@
+"""Results of studies, for the notebooks in nbs/paper/: reading, intervals over seeds and images, words."""
+import json
+import math
+import statistics
+from pathlib import Path
+
+import torch
+
+from benchmarks.collect import check_result, unpack
+from semeda.edges import InputError
+from semeda.losses import TABLE1
+from semeda.metrics import scores_of
+
+SEEDS = 3 # fewer say nothing about training's chance
+PPCE, DEFAULT = "table1_01", "table1_11"
+METHOD = ("row", "loss", "lambdas", "relu", "seed") # parameters in which the rows of Table 1 differ
+
+
+def load_study(folder):
+    "Results of a study: row -> seed -> record with `counts` as a tensor; refuses runs that cannot be compared"
+    folder, found = Path(folder), {}
+    for path in sorted(folder.glob("*-s*.json")):
+        record = json.loads(path.read_text())
+        row, _, seed = path.stem.rpartition("-s")
+        if row in TABLE1: check_result(record, folder.name, path.stem)
+        found.setdefault(row, {})[int(seed)] = record | dict(counts=unpack(record["counts"]))
+    records = [r for seeds in found.values() for r in seeds.values()]
+    for other in records[1:]:
+        differ = [key for key in ("labels", "data") if other[key] != records[0][key]]
+        differ += [key for key, value in other["config"].items() if _in_table(other) and _in_table(records[0]) and key not in METHOD and value != records[0]["config"].get(key)]
+        if differ: raise InputError(f"results {records[0]['name']} and {other['name']} of study {folder.name} differ in {', '.join(differ)}; expected runs on the same data with the same budget")
+    return found
+
+
+def _in_table(record):
+    return record["name"].rpartition("-s")[0] in TABLE1
+
+
+def draws_of(record, resamples=2000, seed=0):
+    "Scores of a run, and the same on each of `resamples` draws of its images: name -> (value, draws)"
+    counts = record["counts"]
+    picked = torch.randint(len(counts), (resamples, len(counts)), generator=torch.Generator().manual_seed(seed))
+    weights = torch.zeros(resamples, len(counts), dtype=torch.double).scatter_add_(1, picked, torch.ones_like(picked, dtype=torch.double))
+    flat = counts.flatten(1).double()
+    draws = [scores_of((w @ flat).view(-1, *counts.shape[1:])) for w in weights.split(250)]
+    scores = {name: (value, torch.cat([d[name] for d in draws])) for name, value in scores_of(counts.sum(dim=0)).items()}
+    for name, values in record["images"].items():
+        values = torch.tensor(values, dtype=torch.double)
+        scores[name] = values.mean(), weights @ values / len(values)
+    return scores
+
+
+def over_seeds_and_images(values, draws, level=.95, seed=0):
+    "Mean over the S seeds of `values` (S, ...) and its interval, from `draws` (R, S, ...) on resampled images, of which each resamples the seeds too"
+    resamples, seeds = draws.shape[:2]
+    mean = draws.mean(dim=1)
+    if seeds > 1:
+        picked = torch.randint(seeds, (resamples, seeds), generator=torch.Generator().manual_seed(seed + 1))
+        chosen = draws[torch.arange(resamples)[:, None], picked].mean(dim=1)
+        mean = mean + math.sqrt(seeds / (seeds - 1)) * (chosen - mean)
+    low, high = mean.nanquantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=mean.dtype), dim=0)
+    return values.mean(dim=0), low, high
+
+
+class Study:
+    "The runs of a study and the differences between its rows"
+    def __init__(self, folder, resamples=2000):
+        self.folder, self.runs, self.resamples, self._draws = Path(folder), load_study(folder), resamples, {}
+
+    def draws(self, row, seed):
+        if (row, seed) not in self._draws: self._draws[row, seed] = draws_of(self.runs[row][seed], self.resamples)
+        return self._draws[row, seed]
+
+    def seeds(self, *rows):
+        "Seeds that all of these rows have"
+        return sorted(set.intersection(*(set(self.runs.get(row, ())) for row in rows)))
+
+    def difference(self, a, b, name, width=None):
+        "Of row b less row a, paired by seed: mean, low, high; None without a common seed"
+        if not (seeds := self.seeds(a, b)): return None
+        pick = lambda score: score[..., min(width, score.shape[-1]) - 1] if width else score
+        pairs = [(self.draws(a, s)[name], self.draws(b, s)[name]) for s in seeds]
+        values, draws = (torch.stack([pick(y[i]) - pick(x[i]) for x, y in pairs], dim=i) for i in (0, 1))
+        return tuple(v.item() for v in over_seeds_and_images(values, draws))
+
+    def mean(self, row, get):
+        "Mean of a figure over a row's seeds; None where there is none"
+        values = [v for v in (get(r) for r in self.runs.get(row, {}).values()) if v is not None]
+        return statistics.mean(values) if values else None
+
+
+def words(found, scale=100, digits=1):
+    "A difference with its interval"
+    if found is None: return "not run"
+    value, low, high = (scale * v for v in found)
+    return f"{value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+
+
+def verdict(found, seeds, sign=1, limit=0):
+    "Whether a difference lies on the claimed side of the limit, above for sign 1 and below for -1, with its whole interval"
+    if not seeds: return "not tested here"
+    if seeds < SEEDS: return f"not tested here: {seeds} seed{'s' * (seeds > 1)}, expected {SEEDS}"
+    low, high = sorted(sign * (v - limit) for v in found[1:])
+    return "holds" if low > 0 else "does not: the opposite" if high < 0 else f"does not: the interval includes {100 * limit:g}"

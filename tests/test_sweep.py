@@ -1,0 +1,235 @@
+"""Sweeps: killed and started again, with a run that fails, collected into results, and into a table."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from benchmarks import sweep
+from benchmarks.collect import check_result, collect, committed, pack, unpack
+from benchmarks.tables import Study, over_seeds_and_images, verdict
+from semeda.edges import InputError
+from semeda.metrics import paired_bootstrap
+from tests.conftest import ROOT, run, snapshot, write_camvid
+
+BUDGET = dict(image_size="", layers=2, output_stride=4, iterations=3, batch_size=2, crop=16, edge_steps=5, val_every=0, checkpoint_every=1, log_every=1, max_width=3)
+ROWS = ("table1_01", "table1_02", "table1_11")
+STUDY = dict(study="tiny", dataset="camvid", rows=list(ROWS), budget=BUDGET, variants=dict(diverges=dict(loss="ppce", lr=1e30)))
+
+
+def study_in(folder, **config):
+    return STUDY | dict(data_root=str(folder / "camvid")) | config
+
+
+def snakemake(folder, *args, **config):
+    if not find_spec("snakemake"):
+        pytest.skip("Snakemake is not installed: pip install 'semeda[sweep]'")
+    (folder / "study.yaml").write_text(json.dumps(study_in(folder, **config))) # JSON is YAML
+    return [sys.executable, "-m", "snakemake", "table1", "-s", str(ROOT / "Snakefile"), "-d", str(folder), "--configfile", str(folder / "study.yaml"), "--quiet", "rules", *args]
+
+
+def wait_for(condition, process, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end, "too slow"
+        time.sleep(.01)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    "A sweep that was killed with one run finished and another at its first checkpoint; what was there then"
+    folder = tmp_path_factory.mktemp("sweep")
+    write_camvid(folder / "camvid", count=(3, 4))
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(snakemake(folder, "--until", "run"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
+    runs = folder / "runs" / "tiny"
+    half = lambda: [p.parent for p in runs.glob("*/checkpoint.pt") if not (p.parent / "metrics.json").exists()]
+    try:
+        wait_for(lambda: list(runs.glob("*/metrics.json")) and half(), process)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    time.sleep(2) # a notebook's kernel looks for its parent every second
+    [interrupted] = half()
+    [finished] = [p.parent for p in runs.glob("*/metrics.json")]
+    return folder, finished, interrupted
+
+
+def stamps(folder):
+    return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(killed):
+    "The same sweep, started again together with a row that fails, first of all"
+    folder, first, interrupted = killed
+    before, checkpoint = stamps(first), torch.load(interrupted / "checkpoint.pt", weights_only=True)["step"]
+    done = run(*snakemake(folder, "--until", "run", "--cores", "2", "--prioritize", "runs/tiny/diverges-s0/metrics.json", rows=[*ROWS, "diverges"]))
+    return folder, first, interrupted, before, checkpoint, done
+
+
+def test_killed_sweep_finishes_without_repeating_a_run(finished):
+    folder, first, interrupted, before, checkpoint, done = finished
+    assert stamps(first) == before
+    assert all((folder / "runs" / "tiny" / f"{row}-s0" / "metrics.json").is_file() for row in ROWS), done.stderr[-3000:]
+    timed = json.loads((interrupted / "metrics.json").read_text())["cost"]["steps_timed"]
+    assert checkpoint >= 1 and timed == BUDGET["iterations"] - checkpoint # went on from its checkpoint
+    assert "4 runs, 1 finished, 3 to go" in done.stderr and f"from step {checkpoint} of 3" in done.stderr
+
+
+def test_a_failing_run_does_not_stop_the_others(finished):
+    folder, *_, done = finished
+    assert done.returncode != 0 and not (folder / "runs" / "tiny" / "diverges-s0" / "metrics.json").exists()
+    last = done.stderr[done.stderr.index("1 failed;"):]
+    assert "runs/tiny/diverges-s0.log: " in last and "training diverged, expected a smaller lr" in last
+    ended = {name: (folder / "runs" / "tiny" / f"{name}-s0.log").stat().st_mtime for name in ("diverges", *ROWS)}
+    assert max(ended, key=ended.get) != "diverges"
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(finished):
+    folder = finished[0]
+    command = snakemake(folder, "--dry-run", seeds=[0, 1])
+    before = snapshot(folder / "runs")
+    done = run(*command)
+    assert done.returncode == 0 and snapshot(folder / "runs") == before
+    assert "6 runs, 3 finished, 3 to go: about" in done.stderr and "runs/tiny/table1_11-s1  3 steps" in done.stderr
+
+
+@pytest.mark.parametrize("config, line", [
+    (dict(budget=dict(BUDGET, iterations=4)), "holds another run: iterations 3 instead of 4"),
+    (dict(rows=["table1_15"]), "row is 'table1_15'; choose from table1_01"),
+    (dict(seed=1), "unknown setting 'seed'; choose from study, dataset"),
+    (dict(budget=dict(iteration=4)), "unknown parameter 'iteration'; choose from dataset"),
+    (dict(data_root="${NOT_SET_ANYWHERE}/camvid"), "expected that environment variable to be set"),
+])
+def test_a_wrong_study_is_refused_in_a_line(finished, config, line):
+    where, target = finished[0] / "runs", "table1"
+    with pytest.raises(ValueError, match="(?s).+") as error:
+        sweep.plan(sweep.studies(study_in(where.parent, **config), target), where)
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_snakemake_shows_that_line(tmp_path):
+    done = run(*snakemake(tmp_path, rows=["table1_15"]))
+    assert done.returncode != 0 and "snakemake: row is 'table1_15'" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def result(finished):
+    folder = finished[0]
+    given = sweep.parameters(sweep.studies(study_in(folder), "table1")[0], "table1_01", 0)
+    path = folder / "results" / "tiny" / "table1_01-s0.json"
+    collect(folder / "runs" / "tiny" / "table1_01-s0", path, given)
+    return path, given
+
+
+def test_result_holds_what_a_table_needs(result):
+    path, given = result
+    record = json.loads(path.read_text())
+    metrics = json.loads((path.parents[2] / "runs" / "tiny" / "table1_01-s0" / "metrics.json").read_text())
+    assert {"config", "versions", "git_commit", "data", "labels", "device", "metrics", "cost", "evaluation", "images"} <= set(record)
+    assert record["metrics"]["miou"] == metrics["miou"] and record["cost"]["seconds_per_step"] > 0
+    assert str(path.parents[2]) not in path.read_text() and not {"runs", "data_root", "name"} & set(record["config"])
+    study = Study(path.parent, resamples=20)
+    value, draws = study.draws("table1_01", 0)["miou"]
+    assert value.item() == pytest.approx(metrics["miou"]) and len(draws) == 20 and draws.std() > 0
+    assert path.stat().st_size < 60_000
+
+
+@pytest.mark.parametrize("name, change, line", [
+    ("table1_02-s0", {}, "is tiny/table1_01-s0; expected tiny/table1_02-s0"),
+    ("table1_02-s0", dict(name="table1_02-s0"), "has row table1_01; expected table1_02, as its name says"),
+    ("table1_01-s0", dict(config=dict(loss="semeda")), "has loss semeda; expected ppce, as its name says"),
+    ("table1_01-s1", dict(name="table1_01-s1"), "has seed 0; expected 1, as its name says"),
+    ("other-s0", dict(name="other-s0"), "is no ROW-sSEED.json"),
+    ("table1_01-s0", dict(val_images=3), "expected 3"),
+])
+def test_result_that_is_not_what_its_name_says_is_refused(result, name, change, line):
+    record = json.loads(result[0].read_text())
+    record |= change | dict(config=record["config"] | change.get("config", {}))
+    with pytest.raises(InputError) as error:
+        check_result(record, "tiny", name)
+    assert line in str(error.value)
+
+
+def test_result_of_another_budget_is_refused(result):
+    record = json.loads(result[0].read_text())
+    check_result(record, "tiny", "table1_01-s0", result[1])
+    with pytest.raises(InputError, match="has iterations 3; expected 4"):
+        check_result(record, "tiny", "table1_01-s0", result[1] | dict(iterations=4))
+
+
+def test_committed_results_are_what_their_names_say():
+    for path, study in committed():
+        row, _, seed = path.stem.rpartition("-s")
+        check_result(json.loads(path.read_text()), study["study"], path.stem, sweep.parameters(study, row, int(seed)) if row in [*study["variants"], *sweep.TARGETS["table1"]] and seed.isdecimal() else None)
+
+
+def test_studies_can_be_run(monkeypatch, tmp_path):
+    import yaml
+    monkeypatch.setenv("SEMEDA_DATA", str(tmp_path))
+    files = sorted((ROOT / "benchmarks" / "studies").glob("*.yaml"))
+    assert files
+    for path in files:
+        for target in sweep.TARGETS:
+            assert sweep.plan(sweep.studies(yaml.safe_load(path.read_text()), target), tmp_path)[-1].startswith(f"{len(sweep.runs(sweep.studies(yaml.safe_load(path.read_text()), target)))} runs, 0 finished")
+
+
+def test_table_of_a_study_with_one_run_and_of_one_without(result, tmp_path):
+    done = run(sys.executable, "-m", "papermill", ROOT / "nbs" / "paper" / "table1.ipynb", tmp_path / "out.ipynb", "--no-progress-bar",
+               "-p", "studies", "tiny,nothing", "-p", "results", result[0].parents[1], "-p", "resamples", "20")
+    assert done.returncode == 0, done.stderr[-2000:]
+    text = (tmp_path / "out.ipynb").read_text()
+    assert "tiny: 1 runs of 1 rows, seeds 0" in text and "nothing: no results yet" in text and "not run" in text
+    assert "not tested here" in text and "| holds" not in text
+
+
+def test_pack_keeps_counts():
+    counts = torch.randint(0, 2**31 - 1, (3, 4, 3, 5), dtype=torch.int32)
+    counts[1:] %= 300
+    assert torch.equal(unpack(json.loads(json.dumps(pack(counts)))), counts)
+
+
+def test_interval_of_one_seed_is_the_paired_bootstrap():
+    a = torch.randint(0, 30, (20, 3, 3, 4), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    a[:, :, 1:] += 30
+    b = a.clone()
+    b[:, :, 0] = (b[:, :, 0] * 1.2).int()
+    study = fake_study({("x", 0): a, ("y", 0): b})
+    expected = paired_bootstrap(a, b, resamples=200)
+    assert study.difference("x", "y", "miou") == pytest.approx([v.item() for v in expected["miou"]])
+    assert study.difference("x", "y", "boundary", 2) == pytest.approx([v[1].item() for v in expected["boundary"]])
+    assert study.difference("x", "x", "miou") == (0, 0, 0) and study.difference("x", "z", "miou") is None
+
+
+def fake_study(counts):
+    study = Study.__new__(Study)
+    study.resamples, study._draws, study.runs = 200, {}, {}
+    for (row, seed), c in counts.items():
+        study.runs.setdefault(row, {})[seed] = dict(counts=c, images={})
+    return study
+
+
+def test_interval_has_the_width_of_both_sources():
+    "Draws with a known spread over images, seeds with a known spread: their variances add up"
+    generator = torch.Generator().manual_seed(0)
+    images, widths = .5 * torch.randn(4000, 1, generator=generator), []
+    for _ in range(200):
+        seeds = torch.randn(5, generator=generator)
+        mean, low, high = over_seeds_and_images(seeds, seeds + images)
+        assert mean.item() == pytest.approx(seeds.mean().item())
+        widths.append(((high - low) / 2 / 1.96).item()**2)
+    assert sum(widths) / 200 == pytest.approx(.5**2 + 1 / 5, rel=.08)
+
+
+def test_verdict():
+    assert verdict((.01, .002, .02), 3) == "holds" and verdict((.01, .002, .02), 3, -1) == "does not: the opposite"
+    assert verdict((.01, -.002, .02), 3) == "does not: the interval includes 0"
+    assert verdict((.004, .002, .006), 3, -1, .01) == "holds" and verdict((.004, .002, .02), 3, -1, .01) == "does not: the interval includes 1"
+    assert verdict((.01, .002, .02), 1).startswith("not tested here: 1 seed") and verdict(None, 0) == "not tested here"
