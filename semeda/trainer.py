@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'DEFAULT_PRESET', 'ELSEWHERE', 'BAR', 'Config', 'resolve',
            'write_json', 'runs_folder', 'Run', 'prepare', 'save', 'load', 'fit', 'predict', 'evaluate', 'train', 'main',
            'load_run']
 
-# %% ../nbs/06_trainer.ipynb #d37476e8
+# %% ../nbs/06_trainer.ipynb #36b973aa
 import argparse
 import ast
 import csv
@@ -31,13 +31,13 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from .data import DATASETS, TrainingCrops, load_data, normalise
-from .deeplab import BACKBONES, BATCH_NORM, STYLES, DeepLabV2, init_weights
+from .deeplab import BACKBONES, BATCH_NORM, STYLES, DeepLabV2, OtherNetwork, init_weights
 from .edge_net import SHIPPED, cached_edge_net, edge_f1, load_edge_net, shipped_edge_net, weights_hash
 from .edges import InputError
-from .losses import TABLE1, PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss
+from .losses import LOSSES, TABLE1, EdgeWeightedLoss, PeerLoss, PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss, split_loss
 from .metrics import TrimapIoU
 
-# %% ../nbs/06_trainer.ipynb #1c2c2237
+# %% ../nbs/06_trainer.ipynb #02ab4894
 def _p(default, help, choices=(), low=None):
     return field(default=default, metadata=dict(help=help, choices=choices, low=low))
 
@@ -51,8 +51,9 @@ class Config:
     download: bool = _p(False, "let torchvision download voc_aug")
     preset: str = _p("", "named set of defaults; empty: that of the dataset")
     row: str = _p("", "row of the paper's Table 1, table1_01 to table1_14; sets loss, lambdas and relu")
-    loss: str = _p("semeda", "what to minimise", ("ppce", "ubernet", "ppce_edges", "semeda"))
-    lambdas: list = _p(None, "SEMEDA's weight of each layer, such as 0,1,0; the first is lambda1 of ubernet and ppce_edges")
+    loss: str = _p("semeda", f"what to minimise: {', '.join(LOSSES)}; or with a loss of segmentation-models-pytorch: smp.NAME, semeda+smp.NAME")
+    lambdas: list = _p(None, "SEMEDA's weight of each layer, such as 0,1,0; the first is lambda1 of ubernet, ppce_edges and edge_weighted")
+    peer_weight: float = _p(1., "weight of a loss of segmentation-models-pytorch", low=0)
     relu: str = _p("before", "compare embeddings before or after ReLU", ("before", "after"))
     norm: str = _p("l1", "norm of the difference of embeddings", ("l1", "l2"))
     reduction: str = _p("channel_mean", "over the channels of an embedding, or relative to the label's", ("channel_mean", "channel_sum", "relative"))
@@ -60,7 +61,8 @@ class Config:
     edge_steps: int = _p(600, "training steps of the Edge net", low=1)
     edge_scale: float = _p(8., "scale of the softened labels the Edge net trains on", low=0)
     edge_sigma: float = _p(.2, "noise of the softened labels", low=0)
-    backbone: str = _p(None, "ResNet of DeepLab-v2", BACKBONES)
+    network: str = _p("deeplab_v2", "deeplab_v2, smp.NAME of segmentation-models-pytorch (smp.Unet), or torchvision.NAME (torchvision.deeplabv3_resnet50)")
+    backbone: str = _p(None, "ResNet of DeepLab-v2, or of smp.NAME", BACKBONES)
     layers: int = _p(None, "ResNet layers kept", (2, 3, 4))
     output_stride: int = _p(None, "image resolution over feature resolution", (4, 8, 16, 32))
     style: str = _p(None, "where the ResNet has its strides, and how images are scaled; as the initial weights", STYLES)
@@ -128,7 +130,7 @@ def _coerce(f, value):
         return int(number) if kind == "int" else number
     except (TypeError, ValueError, OverflowError): raise error from None
 
-# %% ../nbs/06_trainer.ipynb #035b11be
+# %% ../nbs/06_trainer.ipynb #663c61d9
 def resolve(
     **given, # Parameters by name; None counts as not given
 ) -> tuple[Config, dict]: # The complete configuration, and what the preset set in it
@@ -144,8 +146,12 @@ def resolve(
     if config.preset not in PRESETS: raise InputError(f"preset is {config.preset!r}; choose from {', '.join(PRESETS)}")
     preset = {k: v for k, v in PRESETS[config.preset].items() if k not in given}
     for name, value in preset.items(): setattr(config, name, value)
-    if config.lambdas is None: config.lambdas = [0., 1., 0.] if config.loss == "semeda" else [1., 0., 0.]
-    if config.loss in ("ubernet", "ppce_edges") and any(config.lambdas[1:]): raise InputError(f"lambdas is {config.lambdas}; expected lambda1,0,0 for {config.loss}")
+    base, _ = split_loss(config.loss)
+    if config.network != "deeplab_v2" and config.network.partition(".")[0] not in ("smp", "torchvision"): raise InputError(f"network is {config.network!r}; choose from deeplab_v2, smp.NAME, torchvision.NAME")
+    if config.network != "deeplab_v2" and base == "ubernet": raise InputError(f"network is {config.network!r}; expected deeplab_v2 for the edge head of ubernet")
+    if config.network != "deeplab_v2" and config.style != "torchvision": raise InputError(f"style is {config.style!r}; expected torchvision for network {config.network}")
+    if config.lambdas is None: config.lambdas = [0., 1., 0.] if base == "semeda" else [1., 0., 0.]
+    if base not in ("ppce", "semeda") and any(config.lambdas[1:]): raise InputError(f"lambdas is {config.lambdas}; expected lambda1,0,0 for {config.loss}")
     for name, f in known.items():
         value, choices, low = getattr(config, name), f.metadata["choices"], f.metadata["low"]
         if choices and value not in choices: raise InputError(f"{name} is {value!r}; choose from {', '.join(map(str, choices))}")
@@ -223,7 +229,7 @@ def runs_folder(
 # %% ../nbs/06_trainer.ipynb #262a32d2
 ELSEWHERE = ("resume", "runs", "name", "workers", "data_root", "init_weights") # may differ between two starts of the same run
 
-# %% ../nbs/06_trainer.ipynb #fb48c68a
+# %% ../nbs/06_trainer.ipynb #8031b256
 class Run:
     "One training run: data, network, loss, and the folder they write to"
     def __init__(self,
@@ -238,9 +244,10 @@ class Run:
         read = lambda split: load_data(config.dataset, split, config.data_root, config.num_classes, _size(config), _bar(progress, f"read {split}"), config.download)
         self.train_data, self.val_data = read("train"), read("val")
         torch.manual_seed(config.seed)
-        self.net = DeepLabV2(self.train_data.num_classes, config.backbone, config.output_stride, config.layers, config.batch_norm, config.style, config.loss == "ubernet")
+        if config.network != "deeplab_v2": self.net = OtherNetwork(config.network, self.train_data.num_classes, config.backbone, config.batch_norm)
+        else: self.net = DeepLabV2(self.train_data.num_classes, config.backbone, config.output_stride, config.layers, config.batch_norm, config.style, config.loss == "ubernet")
         self.init_report = init_weights(self.net, Path(config.init_weights).expanduser()) if config.init_weights else None
-        if config.edge_net and config.loss in ("semeda", "ppce_edges") and (classes := self._get_edge_net().num_classes) != self.train_data.num_classes: raise InputError(f"edge_net {config.edge_net} has {classes} classes; expected {self.train_data.num_classes}, those of {config.dataset}")
+        if config.edge_net and split_loss(config.loss)[0] in ("semeda", "ppce_edges") and (classes := self._get_edge_net().num_classes) != self.train_data.num_classes: raise InputError(f"edge_net {config.edge_net} has {classes} classes; expected {self.train_data.num_classes}, those of {config.dataset}")
         self.fabric = Fabric(accelerator="auto" if config.device == "auto" else config.device, devices=config.devices, precision=config.precision)
         self.fabric.launch()
         data = dict(train=self.train_data.fingerprint, val=self.val_data.fingerprint)
@@ -270,17 +277,19 @@ def _bar(progress, title): return progress and (lambda items, **kw: progress(ite
 # One line that is redrawn in a terminal; elsewhere (papermill, a log file) a line every few seconds
 BAR = dict(mininterval=.1 if sys.stderr.isatty() else 5, maxinterval=10, ncols=100, dynamic_ncols=False, leave=True)
 
-# %% ../nbs/06_trainer.ipynb #ee683b41
+# %% ../nbs/06_trainer.ipynb #22da0064
 def prepare(self: Run):
     "Make the run folder and get the loss ready"
     config, fabric = self.config, self.fabric
-    if config.loss in ("semeda", "ppce_edges"):
+    base, peer = split_loss(config.loss)
+    if base in ("semeda", "ppce_edges"):
         with fabric.rank_zero_first(): self.edge_net = self._get_edge_net()
         self.record["edge_net"] = dict(weights=weights_hash(self.edge_net), f1=edge_f1(self.edge_net, [self.val_data.labels[i] for i in range(min(20, len(self.val_data)))]))
-    if config.loss == "semeda": self.loss = SemedaLoss(self.edge_net, lambdas=config.lambdas, relu=config.relu, norm=config.norm, reduction=config.reduction)
-    elif config.loss == "ppce_edges": self.loss = PPCEOnEdgesLoss(self.edge_net, lambda1=config.lambdas[0])
-    elif config.loss == "ubernet": self.loss = UbernetLoss(config.lambdas[0])
-    else: self.loss = PPCELoss()
+    if base == "semeda": self.loss = SemedaLoss(self.edge_net, lambdas=config.lambdas, relu=config.relu, norm=config.norm, reduction=config.reduction)
+    elif base == "ppce_edges": self.loss = PPCEOnEdgesLoss(self.edge_net, lambda1=config.lambdas[0])
+    elif base == "ppce": self.loss = PPCELoss()
+    else: self.loss = dict(ubernet=UbernetLoss, edge_weighted=EdgeWeightedLoss)[base](config.lambdas[0])
+    if peer: self.loss = PeerLoss(peer, config.peer_weight, self.loss)
     self.loss.to(fabric.device)
     if fabric.is_global_zero:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -310,7 +319,7 @@ def _set_random_states(states):
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
 
-# %% ../nbs/06_trainer.ipynb #5fe8f348
+# %% ../nbs/06_trainer.ipynb #d5a2a168
 def save(self: Run, optimizer, step):
     "Write history.csv and checkpoint.pt"
     if not self.fabric.is_global_zero: return
@@ -320,7 +329,7 @@ def save(self: Run, optimizer, step):
 
 def _write_history(self: Run, part):
     with open(part, "w", newline="") as file:
-        writer = csv.DictWriter(file, ["step", "lr", "loss", "ppce", "semeda", "edges", "val_miou", "val_boundary_miou"])
+        writer = csv.DictWriter(file, ["step", "lr", "loss", "ppce", "semeda", "edges", "peer", "val_miou", "val_boundary_miou"])
         writer.writeheader()
         writer.writerows(self.history)
 
@@ -386,7 +395,7 @@ def _log(self: Run, step, lr, sums, bar):
 
 Run.fit, Run._log = fit, _log
 
-# %% ../nbs/06_trainer.ipynb #7a747bb7
+# %% ../nbs/06_trainer.ipynb #5849d87b
 @torch.no_grad()
 def predict(self: Run, image) -> torch.Tensor: # uint8, shape (H, W): predicted classes
     "Segment one uint8 image of shape (3, H, W)"
@@ -413,7 +422,7 @@ def evaluate(self: Run) -> dict: # What metrics.json holds
         miou=scores["miou"].item(), iou=per_class, absent_classes=[k for k, v in per_class.items() if v != v],
         widths=list(range(1, self.config.max_width + 1)), boundary_miou=scores["boundary"].tolist(), non_boundary_miou=scores["non_boundary"].tolist(),
         iterations=self.config.iterations, val_images=len(self.val_data), final_weights=weights_hash(self.net),
-        last_losses={k: v for k, v in self.history[-1].items() if k in ("loss", "ppce", "semeda", "edges") and v not in (None, "")}, cost=self._cost())
+        last_losses={k: v for k, v in self.history[-1].items() if k in ("loss", "ppce", "semeda", "edges", "peer") and v not in (None, "")}, cost=self._cost())
     if self.fabric.is_global_zero: write_json(self.folder/"metrics.json", self.metrics)
     return self.metrics
 

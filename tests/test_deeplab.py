@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from semeda.deeplab import DeepLabV2, checkpoint_layout, init_weights, resnet
+from semeda.deeplab import DeepLabV2, OtherNetwork, checkpoint_layout, init_weights, resnet
 from semeda.edges import InputError
 
 
@@ -43,6 +43,19 @@ def test_init_weights_reports(tmp_path):
     assert torch.equal(net.backbone.conv1.weight, state["conv1.weight"])
     assert report["missing"] and all(k.startswith("layer3.1") for k in report["missing"])
     assert {"fc.weight", "layer4.0.conv1.weight"} <= set(report["unused"])
+
+
+def test_other_network_reads_a_trunk(tmp_path):
+    pytest.importorskip("segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed: pip install 'semeda[peers]'")
+    state = torchvision.models.resnet18().state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    net = OtherNetwork("smp.Unet", 3, batch_norm="frozen").train()
+    report = init_weights(net, tmp_path / "w.pth")
+    assert report["missing"] == [] and set(report["unused"]) == {"fc.weight", "fc.bias"}
+    assert torch.equal(net.net.encoder.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+    assert not net.backbone.bn1.training and all(m.training for m in net.net.decoder.modules())
+    assert sum(p.numel() for part in (net.backbone, net.head) for p in part.parameters()) == sum(p.numel() for p in net.parameters())
+    assert net(torch.randn(1, 3, 45, 70)).shape == (1, 3, 45, 70)
 
 
 class Evil:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from semeda.edge_net import EdgeNet, one_hot
 from semeda.edges import InputError, edge_map
-from semeda.losses import PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss, ppce, ppce_on_edges, semeda
+from semeda.losses import PEERS, EdgeWeightedLoss, PeerLoss, PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss, ppce, ppce_on_edges, semeda, split_loss
 
 
 @pytest.fixture
@@ -212,3 +212,51 @@ def test_bad_input(net, call, words):
     with pytest.raises(InputError) as e:
         call(net)
     assert words in str(e.value)
+
+
+def test_edge_weighted_is_a_weighted_mean(batch):
+    logits, labels = batch
+    total = weights = 0.
+    for n, i, j in (labels != 255).nonzero().tolist():
+        window = labels[n, max(i - 1, 0):i + 2, max(j - 1, 0):j + 2]
+        w = 3.5 if ((window != labels[n, i, j]) & (window != 255)).any() else 1.
+        total, weights = total - w * logits[n, :, i, j].log_softmax(0)[labels[n, i, j]], weights + w
+    assert EdgeWeightedLoss(2.5)(logits, labels).item() == pytest.approx((total / weights).item(), rel=1e-5)
+    assert EdgeWeightedLoss(0.)(logits, labels).item() == pytest.approx(ppce(logits, labels).item(), rel=1e-6)
+    assert EdgeWeightedLoss()(logits, torch.full_like(labels, 255)).item() == 0
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peer_is_the_librarys_loss_added(name, batch, net):
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed: pip install 'semeda[peers]'")
+    logits, labels = batch[0], batch[1] % 4
+    theirs = getattr(smp.losses, name)("multiclass")(logits, labels)
+    assert PeerLoss(name, .5)(logits, labels).item() == pytest.approx((ppce(logits, labels) + .5 * theirs).item(), rel=1e-4)
+    base = SemedaLoss(net)
+    loss = PeerLoss(name, 2., base)
+    assert loss(logits, labels).item() == pytest.approx((base(logits, labels) + 2 * theirs).item(), rel=1e-4)
+    assert set(loss.terms) == {"ppce", "semeda", "peer"}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peer_does_not_see_void(name, batch):
+    pytest.importorskip("segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed: pip install 'semeda[peers]'")
+    logits, labels = batch
+    other = torch.where((labels == 255)[:, None], torch.full_like(logits, 7.), logits).requires_grad_()
+    value = PeerLoss(name)(other, labels)
+    value.backward()
+    assert value.item() == pytest.approx(PeerLoss(name)(logits, labels).item(), rel=1e-6)
+    assert (other.grad.abs().sum(1) * (labels == 255)).max() == 0
+    nothing = PeerLoss(name)(logits.clone().requires_grad_(), torch.full_like(labels, 255))
+    nothing.backward()
+    assert nothing.item() == 0
+
+
+@pytest.mark.parametrize("name, words", [
+    ("sedema", "loss is 'sedema'; choose from ppce, ubernet, ppce_edges, semeda, edge_weighted, smp.NAME, semeda[+]smp.NAME"),
+    ("smp.Dice", "loss is 'smp.Dice'; choose from smp.DiceLoss"), ("semeda+LovaszLoss", "loss is 'semeda[+]LovaszLoss'; choose from"),
+    ("ubernet+smp.DiceLoss", "expected a loss of the class logits alone"),
+])
+def test_split_loss_refuses(name, words):
+    with pytest.raises(InputError, match=words):
+        split_loss(name)

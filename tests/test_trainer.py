@@ -123,6 +123,19 @@ def test_rows_of_table_1(tmp_path, few_scenes, i):
     assert run.net.edge_head is None or loss == "ubernet"
 
 
+@pytest.mark.parametrize("loss, network", [
+    ("edge_weighted", "deeplab_v2"), ("smp.LovaszLoss", "deeplab_v2"), ("semeda+smp.DiceLoss", "smp.Unet"), ("semeda", "torchvision.lraspp_mobilenet_v3_large"),
+])
+def test_rivals_and_other_networks(tmp_path, few_scenes, loss, network):
+    if "smp" in loss + network:
+        pytest.importorskip("segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed: pip install 'semeda[peers]'")
+    run = train_run(None, **{**SMALL, "iterations": 2}, loss=loss, network=network, runs=str(tmp_path))
+    assert set(run.metrics["last_losses"]) == {"loss", "ppce", *(["semeda"] if "semeda" in loss else []), *(["peer"] if "smp." in loss else [])}
+    again = load_run(run.folder)
+    image = run.val_data.images[0]
+    assert torch.equal(again.predict(image), run.predict(image)) and 0 <= run.metrics["miou"] < 1
+
+
 def test_presets():
     config, preset = resolve(preset="paper_voc", dataset="voc_aug", data_root="x", lr=1.)
     assert config.lr == 1. and "lr" not in preset
@@ -138,6 +151,8 @@ BAD = [
     (["--edge-net", "voc"], "edge_net voc has 21 classes; expected 7, those of scenes"),
     (["--loss", "ubernet", "--lambdas", "0,1,0"], "lambdas is [0.0, 1.0, 0.0]; expected lambda1,0,0 for ubernet"),
     (["--style", "caffe"], "style is 'caffe' but backbone is 'resnet18'"),
+    (["--network", "unet"], "network is 'unet'; choose from deeplab_v2, smp.NAME, torchvision.NAME"),
+    (["--network", "smp.Unet", "--loss", "ubernet"], "network is 'smp.Unet'; expected deeplab_v2 for the edge head of ubernet"),
     (["--loss", "sedema"], "loss is 'sedema'; choose from ppce, ubernet, ppce_edges, semeda"),
     (["--dataset", "cityscape"], "dataset is 'cityscape'; choose from scenes, camvid, voc_aug, cityscapes, folder"),
     (["--backbone", "vgg"], "backbone is 'vgg'; choose from resnet18, resnet50, resnet101"),
