@@ -45,7 +45,7 @@ figures: $(READY)
 
 # a sweep: make table1 STUDY=camvid SEMEDA_DATA=folder JOBS=2 SNAKEMAKE_ARGS='--dry-run'
 STUDY = smoke
-JOBS = 1
+JOBS = 2
 table2: STUDY = table2
 table1 table2 figure5: $(READY)
 	$(BIN)/python -m snakemake $@ --configfile benchmarks/studies/$(STUDY).yaml --cores $(JOBS) $(SNAKEMAKE_ARGS)

@@ -68,10 +68,11 @@ def collect(folder, out, given=None):
     measured, (counts, about) = json.loads((evaluation / "metrics.json").read_text()), load_counts(evaluation)
     if abs(measured["miou"] - metrics["miou"]) > .005: raise InputError(f"{folder} evaluates to mIoU {measured['miou']:.4f} but its metrics.json has {metrics['miou']:.4f}; expected the same")
     with open(evaluation / "images.csv", newline="", encoding="utf-8") as file: rows = list(csv.DictReader(file))
+    with open(folder / "history.csv", newline="") as file: validated = [{k: float(r[k]) for k in ("step", "val_miou", "val_boundary_miou")} for r in csv.DictReader(file) if r["val_miou"]]
     config = {k: v for k, v in run["config"].items() if k not in MACHINE} | {k: os.path.basename(run["config"][k]) for k in ("init_weights", "edge_net")}
     record = dict(study=out.parent.name, name=out.stem, config=config, data=run["data"], labels=about["labels"], val_images=len(counts), class_names=about["class_names"],
                   **{k: run.get(k) for k in ("versions", "git_commit", "platform", "cpu_threads", "device", "initial_weights", "edge_net")},
-                  metrics={k: v for k, v in metrics.items() if k != "cost"}, cost=metrics["cost"],
+                  metrics={k: v for k, v in metrics.items() if k != "cost"}, cost=metrics["cost"], validated=validated,
                   evaluation={k: measured[k] for k in ("boundary_iou", "boundary_iou_per_class", "structure", "git_commit")},
                   images={k: [int(r[k]) for r in rows] for k in ("excess_holes", "excess_fragments")}, counts=pack(counts))
     check_result(record, out.parent.name, out.stem, given)
