@@ -52,7 +52,7 @@ table1 table2 figure5: $(READY)
 
 test: $(READY)
 	$(BIN)/ruff check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test nbs --file-re '^0' --n-workers 2
 
 lab: $(READY)

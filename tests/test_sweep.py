@@ -17,7 +17,6 @@ from semeda.edges import InputError
 from semeda.metrics import paired_bootstrap
 from tests.conftest import ROOT, run, snapshot, write_camvid
 
-pytestmark = pytest.mark.xdist_group("sweep") # one killed sweep for all
 BUDGET = dict(image_size="", layers=2, output_stride=4, iterations=3, batch_size=2, crop=16, edge_steps=5, val_every=0, checkpoint_every=1, log_every=1, max_width=3)
 ROWS = ("table1_01", "table1_02", "table1_11")
 STUDY = dict(study="tiny", dataset="camvid", rows=list(ROWS), budget=BUDGET, variants=dict(diverges=dict(loss="ppce", lr=1e30)))
