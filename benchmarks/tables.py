@@ -9,7 +9,7 @@ import torch
 from benchmarks.collect import check_result, unpack
 from semeda.edges import InputError
 from semeda.losses import TABLE1
-from semeda.metrics import scores_of
+from semeda.metrics import draw_images, scores_of, scores_on_draws
 
 SEEDS = 3 # fewer say nothing about training's chance
 PPCE, DEFAULT = "table1_01", "table1_11"
@@ -39,11 +39,9 @@ def _in_table(record):
 def draws_of(record, resamples=2000, seed=0):
     "Scores of a run, and the same on each of `resamples` draws of its images: name -> (value, draws)"
     counts = record["counts"]
-    picked = torch.randint(len(counts), (resamples, len(counts)), generator=torch.Generator().manual_seed(seed))
-    weights = torch.zeros(resamples, len(counts), dtype=torch.double).scatter_add_(1, picked, torch.ones_like(picked, dtype=torch.double))
-    flat = counts.flatten(1).double()
-    draws = [scores_of((w @ flat).view(-1, *counts.shape[1:])) for w in weights.split(250)]
-    scores = {name: (value, torch.cat([d[name] for d in draws])) for name, value in scores_of(counts.sum(dim=0)).items()}
+    weights = draw_images(len(counts), resamples, seed)
+    draws = scores_on_draws(counts, weights)
+    scores = {name: (value, draws[name]) for name, value in scores_of(counts.sum(dim=0)).items()}
     for name, values in record["images"].items():
         values = torch.tensor(values, dtype=torch.double)
         scores[name] = values.mean(), weights @ values / len(values)

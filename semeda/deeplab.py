@@ -90,9 +90,10 @@ class ASPP(nn.Module):
     ) -> Tensor: # Shape (B, C, h, w)
         return sum(conv(features) for conv in self.branches)
 
-# %% ../nbs/03_deeplab.ipynb #7d617d21
+# %% ../nbs/03_deeplab.ipynb #cfd0028e
 BATCH_NORM = ("frozen", "affine", "trained")
 
+# %% ../nbs/03_deeplab.ipynb #195c2c4a
 class DeepLabV2(nn.Module):
     "DeepLab-v2: dilated ResNet, ASPP head, bilinear upsampling of the logits"
     trunk = "backbone." # where the ResNet's keys begin
@@ -133,7 +134,7 @@ class DeepLabV2(nn.Module):
         if self.training and self.edge_head is not None: return upsample(self.head(features)), upsample(self.edge_head(features))
         return upsample(self.head(features))
 
-# %% ../nbs/03_deeplab.ipynb #56c512f2
+# %% ../nbs/03_deeplab.ipynb #718c3fe0
 class OtherNetwork(nn.Module):
     "A network of another library, with logits at the resolution of the images"
     edge_head, style = None, "torchvision"
@@ -174,6 +175,7 @@ class OtherNetwork(nn.Module):
         logits = logits["out"] if isinstance(logits, dict) else logits
         return F.interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=False)[..., :height, :width]
 
+# %% ../nbs/03_deeplab.ipynb #ee526fc1
 def _of_smp(kind, num_classes, backbone):
     try: import segmentation_models_pytorch as smp
     except ImportError: raise InputError(f"network smp.{kind} needs segmentation-models-pytorch; expected pip install 'semeda[peers]'") from None
@@ -182,7 +184,7 @@ def _of_smp(kind, num_classes, backbone):
     return getattr(smp, kind)(encoder_name=backbone, encoder_weights=None, classes=num_classes)
 
 def _of_torchvision(kind, num_classes):
-    known = [n for n in torchvision.models.list_models(torchvision.models.segmentation)]
+    known = torchvision.models.list_models(torchvision.models.segmentation)
     if kind not in known: raise InputError(f"network is 'torchvision.{kind}'; choose from {', '.join(f'torchvision.{k}' for k in known)}")
     return torchvision.models.get_model(kind, weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=False)
 

@@ -221,7 +221,7 @@ class EdgeWeightedLoss(nn.Module):
         self.terms = dict(ppce=((pixels * known).sum() / known.sum().clamp(min=1)).detach())
         return (pixels * weights).sum() / weights.sum().clamp(min=1)
 
-# %% ../nbs/02_losses.ipynb #5beef92d
+# %% ../nbs/02_losses.ipynb #b65d3590
 class PeerLoss(nn.Module):
     "A loss plus a weighted one from segmentation-models-pytorch"
     def __init__(self,
@@ -231,7 +231,7 @@ class PeerLoss(nn.Module):
         ignore_index: int = 255, # Label of void pixels
     ):
         super().__init__()
-        if name not in PEERS: raise InputError(f"loss is 'smp.{name}'; choose from {', '.join(f'smp.{n}' for n in PEERS)}")
+        split_loss(f"smp.{name}")
         try: from segmentation_models_pytorch import losses
         except ImportError: raise InputError(f"smp.{name} needs segmentation-models-pytorch; expected pip install 'semeda[peers]'") from None
         self.peer, self.base, self.weight, self.ignore_index, self.terms = getattr(losses, name)("multiclass"), base or PPCELoss(ignore_index), weight, ignore_index, {}

@@ -130,7 +130,7 @@ def _coerce(f, value):
         return int(number) if kind == "int" else number
     except (TypeError, ValueError, OverflowError): raise error from None
 
-# %% ../nbs/06_trainer.ipynb #663c61d9
+# %% ../nbs/06_trainer.ipynb #ab26dc09
 def resolve(
     **given, # Parameters by name; None counts as not given
 ) -> tuple[Config, dict]: # The complete configuration, and what the preset set in it
@@ -163,6 +163,7 @@ def resolve(
     if Path(config.name).name != config.name: raise InputError(f"name is {config.name!r}; expected a single folder name")
     return config, preset
 
+# %% ../nbs/06_trainer.ipynb #c7099626
 def _of_row(row):
     "What a row of Table 1 sets"
     if row not in TABLE1: raise InputError(f"row is {row!r}; choose from {', '.join(TABLE1)}")
@@ -229,7 +230,7 @@ def runs_folder(
 # %% ../nbs/06_trainer.ipynb #262a32d2
 ELSEWHERE = ("resume", "runs", "name", "workers", "data_root", "init_weights") # may differ between two starts of the same run
 
-# %% ../nbs/06_trainer.ipynb #8031b256
+# %% ../nbs/06_trainer.ipynb #16a38406
 class Run:
     "One training run: data, network, loss, and the folder they write to"
     def __init__(self,
@@ -258,18 +259,21 @@ class Run:
 
     def _device_name(self): return torch.cuda.get_device_name(self.fabric.device) if self.fabric.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
-    def _check_folder(self, record):
-        path = self.folder/"config.json"
-        if self.folder.exists() and not self.folder.is_dir(): raise InputError(f"run folder {self.folder} is a file; expected a folder or nothing")
-        if not path.is_file():
-            if self.folder.is_dir() and any(self.folder.iterdir()): raise InputError(f"run folder {self.folder} holds other files; expected a run or nothing")
-            return
-        try: old = json.loads(path.read_text())
-        except ValueError as e: raise InputError(f"{path} cannot be read as JSON: {e}") from None
-        mine = json.loads(json.dumps(record))
-        differ = [f"{k} {old['config'].get(k)} instead of {v}" for k, v in mine["config"].items() if k not in ELSEWHERE and old["config"].get(k) != v]
-        differ += [f"other {k}" for k in ("data", "initial_weights") if k in mine and old.get(k) != mine[k]]
-        if differ: raise InputError(f"run folder {self.folder} holds another run: {'; '.join(differ)}; expected the same, or another name, seed or runs folder")
+# %% ../nbs/06_trainer.ipynb #7cb48261
+def _check_folder(self: Run, record):
+    path = self.folder/"config.json"
+    if self.folder.exists() and not self.folder.is_dir(): raise InputError(f"run folder {self.folder} is a file; expected a folder or nothing")
+    if not path.is_file():
+        if self.folder.is_dir() and any(self.folder.iterdir()): raise InputError(f"run folder {self.folder} holds other files; expected a run or nothing")
+        return
+    try: old = json.loads(path.read_text())
+    except ValueError as e: raise InputError(f"{path} cannot be read as JSON: {e}") from None
+    mine = json.loads(json.dumps(record))
+    differ = [f"{k} {old['config'].get(k)} instead of {v}" for k, v in mine["config"].items() if k not in ELSEWHERE and old["config"].get(k) != v]
+    differ += [f"other {k}" for k in ("data", "initial_weights") if k in mine and old.get(k) != mine[k]]
+    if differ: raise InputError(f"run folder {self.folder} holds another run: {'; '.join(differ)}; expected the same, or another name, seed or runs folder")
+
+Run._check_folder = _check_folder
 
 # %% ../nbs/06_trainer.ipynb #3abb921a
 def _bar(progress, title): return progress and (lambda items, **kw: progress(items, desc=title, **BAR, **kw))

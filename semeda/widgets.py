@@ -174,7 +174,7 @@ def convolve_one(
     taps = F.pad((kernel.flatten(1).T @ x.flatten(1)).view(3, 3, height, width), (1, 1, 1, 1))
     return sum(taps[i, j, i:i + height, j:j + width] for i in range(3) for j in range(3)) + bias
 
-# %% ../nbs/09_widgets.ipynb #ac38859f
+# %% ../nbs/09_widgets.ipynb #b8619df7
 def texture_explorer(
     label: Tensor, # Integer labels, shape (H, W)
     net: EdgeNet, # Frozen
@@ -217,6 +217,7 @@ def texture_explorer(
     controls["layer"].observe(lambda change: _set_channel(controls["channel"], net.weights[change.new - 1][0].shape[0], channels[change.new - 1]), "value")
     return Explorer(draw, controls)
 
+# %% ../nbs/09_widgets.ipynb #c6221797
 def _set_channel(slider, count, value):
     with slider.hold_trait_notifications(): slider.max, slider.value = count - 1, value
 
