@@ -78,7 +78,7 @@ def _paint(rng, u, v, hue):
     shade = 1 + .25 * np.tanh(u * rng.normal() + v * rng.normal())
     return (colour + 30 * wave[..., None]) * shade[..., None]
 
-# %% ../nbs/04_data.ipynb #45acf66e
+# %% ../nbs/04_data.ipynb #74c14b0b
 def draw_scene(
     seed: int, # Of this one scene
     size: int = 96, # Side in pixels
@@ -94,14 +94,14 @@ def draw_scene(
         dx, dy = (x - cx) / radius, (y - cy) / radius
         u, v = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
         inside = list(SHAPES.values())[kind](u, v)
-        image = np.where(inside[..., None], _paint(rng, u, v, HUES[kind + 1]), image)
+        image[inside] = _paint(rng, u[inside], v[inside], HUES[kind + 1])
         labels[inside] = kind + 1
     image = image + rng.normal(0, 12, image.shape)
     labels = torch.from_numpy(labels)
     if rng.random() < 1 / 3: labels = labels.masked_fill(edge_map(labels) == 1, VOID)
     return torch.from_numpy(image.clip(0, 255).astype(np.uint8)).permute(2, 0, 1).contiguous(), labels
 
-# %% ../nbs/04_data.ipynb #c83a9554
+# %% ../nbs/04_data.ipynb #a93592c1
 def scenes(
     split: str, # "train" or "val"
     count: int | None = None, # Scenes to draw; None: 600 for training, 100 for validation
@@ -110,8 +110,7 @@ def scenes(
     "The built-in dataset: scenes drawn from a seed"
     first, default = dict(train=(0, 600), val=(10**6, 100))[split]
     seeds = range(first, first + (default if count is None else count))
-    with ThreadPoolExecutor() as pool: drawn = list(pool.map(draw_scene, seeds, [size] * len(seeds)))
-    images, labels = map(list, zip(*drawn))
+    images, labels = map(list, zip(*(draw_scene(s, size) for s in seeds)))
     return SegmentationData("scenes", images, labels, SCENE_CLASSES, SCENE_PALETTE, [f"scene {s}" for s in seeds], _fingerprint(images, labels))
 
 # %% ../nbs/04_data.ipynb #7d6adc5d

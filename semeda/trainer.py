@@ -230,7 +230,7 @@ def runs_folder(
 # %% ../nbs/06_trainer.ipynb #262a32d2
 ELSEWHERE = ("resume", "runs", "name", "workers", "data_root", "init_weights") # may differ between two starts of the same run
 
-# %% ../nbs/06_trainer.ipynb #16a38406
+# %% ../nbs/06_trainer.ipynb #3207daa0
 class Run:
     "One training run: data, network, loss, and the folder they write to"
     def __init__(self,
@@ -255,7 +255,7 @@ class Run:
         start = weights_hash(self.net)
         self.record = dict(config=asdict(config), preset=self.preset, data=data, initial_weights=start, **provenance(), device=self._device_name(), init_weights=self.init_report)
         self._check_folder(self.record)
-        self.history, self.metrics, self.edge_net, self._seconds = [], {}, None, []
+        self.history, self.metrics, self.edge_net, self._seconds, self._measured = [], {}, None, [], (None, None)
 
     def _device_name(self): return torch.cuda.get_device_name(self.fabric.device) if self.fabric.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
@@ -399,7 +399,7 @@ def _log(self: Run, step, lr, sums, bar):
 
 Run.fit, Run._log = fit, _log
 
-# %% ../nbs/06_trainer.ipynb #5849d87b
+# %% ../nbs/06_trainer.ipynb #1a87332e
 @torch.no_grad()
 def predict(self: Run, image) -> torch.Tensor: # uint8, shape (H, W): predicted classes
     "Segment one uint8 image of shape (3, H, W)"
@@ -416,16 +416,18 @@ def _measure(self: Run):
 
 def _scores(self: Run):
     scores = self._measure()
+    self._measured = weights_hash(self.net), scores
     return dict(val_miou=scores["miou"].item(), val_boundary_miou=scores["boundary"][0].item())
 
 def evaluate(self: Run) -> dict: # What metrics.json holds
     "Score the validation split and write metrics.json, the sign that the run is finished"
-    scores, names = self._measure(), self.val_data.class_names
+    weights, names = weights_hash(self.net), self.val_data.class_names
+    scores = self._measured[1] if self._measured[0] == weights else self._measure() # as after the last step
     per_class = dict(zip(names, scores["iou"].tolist()))
     self.metrics = dict(
         miou=scores["miou"].item(), iou=per_class, absent_classes=[k for k, v in per_class.items() if v != v],
         widths=list(range(1, self.config.max_width + 1)), boundary_miou=scores["boundary"].tolist(), non_boundary_miou=scores["non_boundary"].tolist(),
-        iterations=self.config.iterations, val_images=len(self.val_data), final_weights=weights_hash(self.net),
+        iterations=self.config.iterations, val_images=len(self.val_data), final_weights=weights,
         last_losses={k: v for k, v in self.history[-1].items() if k in ("loss", "ppce", "semeda", "edges", "peer") and v not in (None, "")}, cost=self._cost())
     if self.fabric.is_global_zero: write_json(self.folder/"metrics.json", self.metrics)
     return self.metrics

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from semeda.edge_net import EdgeNet, one_hot
 from semeda.edges import InputError, edge_map
-from semeda.losses import PEERS, EdgeWeightedLoss, PeerLoss, PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss, ppce, ppce_on_edges, semeda, split_loss
+from semeda.losses import PEERS, EdgeWeightedLoss, PeerLoss, PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss, ppce, ppce_on_edges, semeda, semeda_by_image, split_loss
 
 
 @pytest.fixture
@@ -69,6 +69,35 @@ def test_gradients(net, batch, lambdas, relu, norm, reduction):
     weights = [(k.detach(), b.detach()) for k, b in net.double().weights]
     assert torch.autograd.gradcheck(lambda z: semeda(z, labels, weights, lambdas, relu, norm, reduction), logits)
     assert torch.autograd.gradcheck(lambda z: ppce(z, labels), logits)
+
+
+@pytest.mark.parametrize("lambdas", [(0., 1., 0.), (1., 0., 0.), (0., 0., 1.), (.25, .5, 1.), (0., 0., 0.)])
+@pytest.mark.parametrize("relu", ["before", "after"])
+@pytest.mark.parametrize("norm, reduction", [("l1", "channel_mean"), ("l1", "channel_sum"), ("l2", "channel_mean"), ("l1", "relative"), ("l2", "relative")])
+@pytest.mark.parametrize("dtype, ignore", [(torch.long, 255), (torch.uint8, 255), (torch.int32, -1), (torch.uint8, 2)])
+def test_by_image_equals_eq_6(net, batch, lambdas, relu, norm, reduction, dtype, ignore):
+    logits, labels = batch
+    labels = labels.masked_fill(labels == 255, ignore).to(dtype)
+    labels[1] = ignore # an image of void alone
+    args = labels, net.weights, lambdas, relu, norm, reduction, ignore
+    slow, fast = (logits.clone().requires_grad_() for _ in range(2))
+    expected, found = semeda(slow, *args), semeda_by_image(fast, *args)
+    (3 * expected).backward()
+    (3 * found).backward()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(fast.grad, slow.grad, rtol=1e-4, atol=1e-7)
+    with torch.no_grad():
+        assert semeda_by_image(logits, *args).item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
+    half = logits.bfloat16().requires_grad_()
+    semeda_by_image(half, *args).backward()
+    assert half.grad.dtype == torch.bfloat16 and torch.isfinite(half.grad).all()
+
+
+def test_by_image_is_differentiable_once(net, batch):
+    logits = batch[0].requires_grad_()
+    gradient, = torch.autograd.grad(semeda_by_image(logits, batch[1], net.weights), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        gradient.sum().backward()
 
 
 def test_ppce_on_edges_is_eq_5(net, batch):
@@ -138,6 +167,7 @@ def test_two_processes(net, batch, tmp_path):
 def test_zero_for_the_label_itself(net, batch):
     labels = batch[1]
     assert semeda(1e4 * one_hot(labels, 4), labels, net.weights, (1., 1., 1.)).item() == 0
+    assert semeda_by_image(1e4 * one_hot(labels, 4), labels, net.weights, (1., 1., 1.)).item() < 1e-6
 
 
 def test_void_hides_what_is_below(net, batch):
