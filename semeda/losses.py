@@ -101,10 +101,10 @@ class _WithGradient(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, up): return ctx.saved_tensors[0] * up, None, None
 
-# %% ../nbs/02_losses.ipynb #b0f01631
+# %% ../nbs/02_losses.ipynb #0647e7d3
 def _sum_over_pixels(logits, labels, weights, factors, relu, norm, ignore_index):
     "Sum over pixels, channels and layers of the difference of embeddings, layer l times factors[l]"
-    labelled, total = (labels != ignore_index).unsqueeze(1), 0.
+    labelled, total, b = (labels != ignore_index).unsqueeze(1), 0., None
     a = (logits.softmax(dim=1) * labelled).contiguous(memory_format=torch.channels_last)
     for l, (factor, (kernel, bias)) in enumerate(zip(factors, weights)):
         before, last = relu == "before" or l == 2, l + 1 == len(factors)
