@@ -17,6 +17,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'semeda.data.TrainingCrops.__init__': ('nbs/data.html#trainingcrops.__init__', 'semeda/data.py'),
                              'semeda.data.TrainingCrops.__len__': ('nbs/data.html#trainingcrops.__len__', 'semeda/data.py'),
                              'semeda.data._check_size': ('nbs/data.html#_check_size', 'semeda/data.py'),
+                             'semeda.data._drawn': ('nbs/data.html#_drawn', 'semeda/data.py'),
                              'semeda.data._files_fingerprint': ('nbs/data.html#_files_fingerprint', 'semeda/data.py'),
                              'semeda.data._fingerprint': ('nbs/data.html#_fingerprint', 'semeda/data.py'),
                              'semeda.data._paint': ('nbs/data.html#_paint', 'semeda/data.py'),

@@ -101,7 +101,10 @@ def draw_scene(
     if rng.random() < 1 / 3: labels = labels.masked_fill(edge_map(labels) == 1, VOID)
     return torch.from_numpy(image.clip(0, 255).astype(np.uint8)).permute(2, 0, 1).contiguous(), labels
 
-# %% ../nbs/04_data.ipynb #a93592c1
+# %% ../nbs/04_data.ipynb #26b1dc62
+@lru_cache(maxsize=4)
+def _drawn(seeds, size): return [draw_scene(s, size) for s in seeds]
+
 def scenes(
     split: str, # "train" or "val"
     count: int | None = None, # Scenes to draw; None: 600 for training, 100 for validation
@@ -110,7 +113,7 @@ def scenes(
     "The built-in dataset: scenes drawn from a seed"
     first, default = dict(train=(0, 600), val=(10**6, 100))[split]
     seeds = range(first, first + (default if count is None else count))
-    images, labels = map(list, zip(*(draw_scene(s, size) for s in seeds)))
+    images, labels = map(list, zip(*_drawn(seeds, size)))
     return SegmentationData("scenes", images, labels, SCENE_CLASSES, SCENE_PALETTE, [f"scene {s}" for s in seeds], _fingerprint(images, labels))
 
 # %% ../nbs/04_data.ipynb #7d6adc5d
