@@ -374,7 +374,7 @@ def normalise(
     image = image.as_subclass(Tensor)
     return image if label is None else (image, label.as_subclass(Tensor).long())
 
-# %% ../nbs/04_data.ipynb #bb2ce979
+# %% ../nbs/04_data.ipynb #c486a75b
 class TrainingCrops(Dataset):
     "The numbered sequence of random crops of a training run"
     def __init__(self,
@@ -395,5 +395,5 @@ class TrainingCrops(Dataset):
         epoch, position = divmod(k, len(self.data))
         i = int(self._epoch(epoch)[position])
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed((self.seed + 1) * 2**32 + k)
+            torch.default_generator.manual_seed((self.seed + 1) * 2**32 + k) # torch.manual_seed also formats a stack trace, for CUDA
             return self.transform(tv_tensors.Image(self.data.images[i]), tv_tensors.Mask(self.data.labels[i]))
