@@ -2,6 +2,7 @@
 import json
 import math
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from benchmarks.collect import check_result, unpack
 from semeda.edges import InputError
 from semeda.losses import TABLE1
 from semeda.metrics import draw_images, scores_of, scores_on_draws
+from semeda.trainer import Config
 
 SEEDS = 3 # fewer say nothing about training's chance
 PPCE, DEFAULT = "table1_01", "table1_11"
@@ -23,7 +25,7 @@ def load_study(folder):
         record = json.loads(path.read_text())
         row, _, seed = path.stem.rpartition("-s")
         if row in TABLE1: check_result(record, folder.name, path.stem)
-        found.setdefault(row, {})[int(seed)] = record | dict(counts=unpack(record["counts"]))
+        found.setdefault(row, {})[int(seed)] = record | dict(counts=unpack(record["counts"]), config=asdict(Config()) | record["config"]) # an older version had fewer parameters
     records = [r for seeds in found.values() for r in seeds.values()]
     for other in records[1:]:
         differ = [key for key in ("labels", "data") if other[key] != records[0][key]]
@@ -81,10 +83,24 @@ class Study:
         values, draws = (torch.stack([pick(y[i]) - pick(x[i]) for x, y in pairs], dim=i) for i in (0, 1))
         return tuple(v.item() for v in over_seeds_and_images(values, draws))
 
+    def curve(self, a, b, name):
+        "Of row b less row a at each width, paired by seed: mean, low, high, each (W,)"
+        pairs = [(self.draws(a, s)[name], self.draws(b, s)[name]) for s in self.seeds(a, b)]
+        return over_seeds_and_images(*(torch.stack([y[i] - x[i] for x, y in pairs], dim=i) for i in (0, 1)))
+
     def mean(self, row, get):
         "Mean of a figure over a row's seeds; None where there is none"
         values = [v for v in (get(r) for r in self.runs.get(row, {}).values()) if v is not None]
         return statistics.mean(values) if values else None
+
+
+def row_name(row):
+    "A row of Table 1 in words; a study's own variant as it is called there"
+    if row not in TABLE1: return row
+    r = TABLE1[row]
+    names = dict(ppce="PPCE", ubernet="Ubernet", ppce_edges="PPCE on edges", semeda="SEMEDA")
+    weights = "" if r["lambdas"] is None else f" {r['lambdas'][0]:g}" if r["loss"] != "semeda" else " (" + ", ".join(f"{v:g}" for v in r["lambdas"]) + ")"
+    return names[r["loss"]] + weights + (f" {r['relu']} ReLU" if r["loss"] == "semeda" else "")
 
 
 def words(found, scale=100, digits=1):

@@ -259,7 +259,7 @@ class Run:
 
     def _device_name(self): return torch.cuda.get_device_name(self.fabric.device) if self.fabric.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
-# %% ../nbs/06_trainer.ipynb #7cb48261
+# %% ../nbs/06_trainer.ipynb #5cf3b1a6
 def _check_folder(self: Run, record):
     path = self.folder/"config.json"
     if self.folder.exists() and not self.folder.is_dir(): raise InputError(f"run folder {self.folder} is a file; expected a folder or nothing")
@@ -268,8 +268,8 @@ def _check_folder(self: Run, record):
         return
     try: old = json.loads(path.read_text())
     except ValueError as e: raise InputError(f"{path} cannot be read as JSON: {e}") from None
-    mine = json.loads(json.dumps(record))
-    differ = [f"{k} {old['config'].get(k)} instead of {v}" for k, v in mine["config"].items() if k not in ELSEWHERE and old["config"].get(k) != v]
+    mine, kept = json.loads(json.dumps(record)), asdict(Config()) | old["config"] # an older version had fewer parameters
+    differ = [f"{k} {kept[k]} instead of {v}" for k, v in mine["config"].items() if k not in ELSEWHERE and kept[k] != v]
     differ += [f"other {k}" for k in ("data", "initial_weights") if k in mine and old.get(k) != mine[k]]
     if differ: raise InputError(f"run folder {self.folder} holds another run: {'; '.join(differ)}; expected the same, or another name, seed or runs folder")
 

@@ -210,7 +210,7 @@ def test_figures_render_from_two_runs(tmp_path):
     parameters[str(FIGURES[0].with_name("figure5.ipynb"))] = both | dict(resamples=50)
     done = run(sys.executable, "-c", RENDER, json.dumps(parameters), cwd=tmp_path, env={"MPLBACKEND": "agg"})
     assert done.returncode == 0, done.stderr[-3000:]
-    names = [p.stem for p in FIGURES] + ["figure5_differences"]
+    names = [p.stem for p in FIGURES] + ["figure5_differences", "figure5_study"]
     assert {p.name for p in (tmp_path / "out").iterdir()} == {f"{n}.{ext}" for n in names for ext in ("png", "json")}
     for name in names:
         words = json.loads((tmp_path / "out" / f"{name}.json").read_text(encoding="utf-8"))

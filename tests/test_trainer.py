@@ -204,6 +204,10 @@ def test_a_folder_belongs_to_one_run(tmp_path, few_scenes):
     with pytest.raises(InputError, match="holds other files"):
         train_run(None, **SMALL, loss="ppce", name="mine", runs=str(tmp_path))
     assert run.folder.name == "scenes-ppce-s0"
+    record = json.loads((run.folder / "config.json").read_text())
+    del record["config"]["network"] # as written before there was this parameter
+    (run.folder / "config.json").write_text(json.dumps(record))
+    assert load_run(run.folder).metrics["miou"] == run.metrics["miou"]
 
 
 def test_divergence_is_told(tmp_path, few_scenes):
