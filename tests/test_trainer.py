@@ -32,21 +32,25 @@ def result(folder):
     return metrics
 
 
-def test_the_same_command_gives_the_same_numbers(tmp_path):
+def photos(root):
+    return ["--dataset=camvid", f"--data-root={root}", "--image-size="]
+
+
+def test_the_same_command_gives_the_same_numbers(tmp_path, camvid_folder):
     outcomes = []
     for name in "ab":
-        done = train(*ARGS, "--loss", "semeda", "--runs", tmp_path / name)
+        done = train(*ARGS, *photos(camvid_folder), "--loss", "semeda", "--runs", tmp_path / name)
         assert done.returncode == 0, done.stderr
-        folder = tmp_path / name / "scenes-semeda-s0"
+        folder = tmp_path / name / "camvid-semeda-s0"
         outcomes.append((result(folder), (folder / "history.csv").read_bytes(), json.loads((folder / "config.json").read_text())["edge_net"]))
     assert outcomes[0] == outcomes[1]
     assert "mIoU" in done.stdout.splitlines()[-1]
 
 
-def test_killed_and_resumed_run_ends_with_the_same_weights(tmp_path):
-    steps = ["--iterations=24", "--checkpoint-every=1"]
+def test_killed_and_resumed_run_ends_with_the_same_weights(tmp_path, camvid_folder):
+    steps = ["--iterations=24", "--checkpoint-every=1", *photos(camvid_folder)]
     command = [sys.executable, "-m", "semeda.trainer", *ARGS, *steps, "--runs", str(tmp_path / "killed")]
-    folder = tmp_path / "killed" / "scenes-semeda-s0"
+    folder = tmp_path / "killed" / "camvid-semeda-s0"
     stop_after = random.randrange(2, 20)
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     history = folder / "history.csv"
@@ -60,8 +64,8 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     whole = train(*ARGS, *steps, "--runs", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
-    assert result(folder) == result(tmp_path / "whole" / "scenes-semeda-s0"), f"killed after step {stop_after}"
-    assert history.read_bytes() == (tmp_path / "whole" / "scenes-semeda-s0" / "history.csv").read_bytes()
+    assert result(folder) == result(tmp_path / "whole" / "camvid-semeda-s0"), f"killed after step {stop_after}"
+    assert history.read_bytes() == (tmp_path / "whole" / "camvid-semeda-s0" / "history.csv").read_bytes()
 
 
 def test_checkpoint_runs_no_code(tmp_path, few_scenes):
