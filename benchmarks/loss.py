@@ -75,7 +75,7 @@ def floors(names, logits, rates):
 
 
 def main(argv=None):
-    args = parse(parser("loss", __doc__, 40, 30.), argv)
+    args = parse(parser("loss", __doc__, 40, 20.), argv)
     rates, rows = machine_rates(args), []
     shapes = [(1, 21, 33), (2, 11, 24)] if args.quick else [(6 if args.device == "cuda" else 2, 21, 321), (6, 11, 96)]
     for batch, classes, side in shapes:

@@ -24,7 +24,7 @@ from semeda.trainer import Run
 
 from .timing import parse, parser, rows_of, show, take_turns, write
 
-PPCE, SEMEDA = "step on a batch in memory, PPCE", "step on a batch in memory, SEMEDA"
+PPCE, SEMEDA = "step alone, PPCE", "step alone, SEMEDA"
 
 
 class Pipeline:
@@ -101,7 +101,9 @@ def measure(pipeline, case, workers, steps, args):
     ways = {name: step(loss) for name, loss in pipeline.losses.items()}
     for count in workers:
         ways[f"DataLoader, {count} workers"] = load(count)
-        for name, loss in pipeline.losses.items(): ways[f"loop, {count} workers, {name.rpartition(' ')[2]}"] = loop(f"loop, {count} workers, {name.rpartition(' ')[2]}", count, loss)
+        for name, loss in pipeline.losses.items():
+            name = f"loop, {count} workers, {name.rpartition(' ')[2]}"
+            ways[name] = loop(name, count, loss)
     rows = rows_of(case, take_turns(ways, args, warm=1), SEMEDA)
     alone = {row["way"].rpartition(" ")[2]: row["ms"] for row in rows[:2]}
     for row in rows:
@@ -115,7 +117,7 @@ def measure(pipeline, case, workers, steps, args):
 def main(argv=None):
     found = parser("pipeline", __doc__, 7, 40.)
     found.add_argument("--workers", type=int, nargs="+", help="[0 2; on a GPU 0 8]")
-    found.add_argument("--steps", type=int, default=10, help="batches a turn [%(default)s]")
+    found.add_argument("--steps", type=int, default=6, help="batches a turn [%(default)s]")
     args = parse(found, argv)
     workers, steps = args.workers or ([0] if args.quick else [0, 8] if args.device == "cuda" else [0, 2]), 1 if args.quick else args.steps
     tiny = dict(crop=24, batch_size=2) if args.quick else {}

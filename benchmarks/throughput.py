@@ -1,6 +1,6 @@
 """How many images a second does the trainer train on, beside plain PyTorch?
 
-    python -m benchmarks.throughput [--device cuda] [--steps 100] [--precision bf16-mixed] [--workers 8]
+    python -m benchmarks.throughput [--device cuda] [--steps 200] [--precision bf16-mixed] [--workers 8]
 
 The same network (DeepLab-v2 on ResNet-18), the same crops of the built-in scenes in the same order and the same PPCE,
 from the same weights: `Run.fit` with its own settings (a row of history every 10 steps, a checkpoint every 100 and at the end),
@@ -137,21 +137,21 @@ class Contest:
 
 def main(argv=None):
     found = parser("throughput", __doc__, 5, 60.)
-    found.add_argument("--steps", type=int, default=100, help="training steps a turn [%(default)s]")
+    found.add_argument("--steps", type=int, help="training steps a turn [25; on a GPU 200]")
     found.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed"))
     found.add_argument("--workers", type=int, help="of the data loaders [0; on a GPU 8]")
     args = parse(found, argv)
     workers = args.workers if args.workers is not None else 8 * (args.device == "cuda")
-    settings = dict(iterations=args.steps, precision=args.precision, workers=workers) | (dict(iterations=3, crop=32, batch_size=2) if args.quick else {})
+    settings = dict(iterations=args.steps or (200 if args.device == "cuda" else 25), precision=args.precision, workers=workers) | (dict(iterations=3, crop=32, batch_size=2) if args.quick else {})
     torch.backends.cudnn.deterministic = True # the check compares weights
     with tempfile.TemporaryDirectory() as runs:
         few = Contest(args.device, runs, name="check", **settings | dict(iterations=3, lr=1e-3)) # a rate at which rounding does not grow
         few.check(few.ways()[0], 1e-3 if args.device == "cpu" else .1)
         torch.backends.cudnn.deterministic = False
-        contest = Contest(args.device, runs, name="timed", **settings)
+        contest = few if args.quick else Contest(args.device, runs, name="timed", **settings)
         config, (ways, missing) = contest.config, contest.ways()
         case = f"scenes, {config.batch_size} crops of {config.crop}x{config.crop}, {config.precision}, {config.iterations} steps, {workers} workers"
-        rows = rows_of(case, take_turns(ways, args, warm=0 if args.quick else 1), PLAIN)
+        rows = rows_of(case, take_turns(ways, args, warm=args.device == "cuda"), PLAIN)
     least = next(row["ms"] for row in rows if row["way"] == FLOOR)
     images = config.iterations * config.batch_size
     rows = [row | dict(images_per_second=1000 * images / row["ms"], floor_ms=least, times_floor=row["ms"] / least) for row in rows] + [dict(case=case, way=name, ms=None, note=note) for name, note in missing.items()]

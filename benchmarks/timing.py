@@ -66,7 +66,7 @@ def milliseconds(way, device):
 def take_turns(ways, args, warm=2):
     "Milliseconds of each way in each round"
     for way in ways.values():
-        for _ in range(1 if args.quick else warm): way()
+        for _ in range(min(warm, 1) if args.quick else warm): way()
     names, times, begin = list(ways), {name: [] for name in ways}, time.perf_counter()
     for i in range(args.rounds):
         if i >= 3 and time.perf_counter() - begin > args.seconds: break
