@@ -4,9 +4,10 @@
 
 Images a second that `TrainingCrops` gives through a DataLoader, with the dataset's preset, for each number
 of worker processes, beside the images a second that a step on a batch in memory takes, with PPCE and with
-SEMEDA: scenes, and CamVid if its folder is given. A DataLoader is timed over several batches, after
-one that starts its workers. Then the real loop: the share of its time that it spends in waiting for the next batch. The
-ways take turns; the batches of the loop are checked to be those of the sequence. Workers take cores from a step on the CPU.
+SEMEDA: scenes, and CamVid if its folder is given. A DataLoader is timed over several batches, after one
+that starts its workers. Then the real loop: the share of its time that it spends in waiting for the next
+batch, while a GPU may still be at work; on a CPU, workers take cores from the step. The ways take turns. The batches are
+checked to be those of the sequence. The floor of a loop is its step on a batch in memory.
 Writes results/bench/pipeline-DEVICE.json.
 """
 import itertools
