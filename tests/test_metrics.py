@@ -474,7 +474,7 @@ def test_gpu_equals_cpu():
 
 
 def test_command_of_the_benchmark(tmp_path):
-    done = run(sys.executable, "-m", "benchmarks.trimap", "--images", "3", "--rounds", "2", "--out", tmp_path / "trimap.json")
+    done = run(sys.executable, "-m", "benchmarks.trimap", "--images", "3", "--rounds", "2", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "all widths 1..40" in done.stdout
     ratios = json.loads((tmp_path / "trimap.json").read_text())["relative_to_all_widths"]

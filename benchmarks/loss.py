@@ -1,0 +1,96 @@
+"""What does the SEMEDA loss cost, beside the equation written out, and beside other losses?
+
+    python -m benchmarks.loss [--device cuda]
+
+Forward and backward of one loss, on logits (B, C, H, W) and labels of smooth regions with some void. Ours is
+`semeda_by_image`, the SEMEDA term of `SemedaLoss`; beside it eq. 6 as PyTorch runs it when written out
+(`semeda`), the same with all three layers computed and the third left out of the sum, PPCE, and
+Dice and Lovász loss of segmentation-models-pytorch. The three forms of SEMEDA are checked to agree before anything is timed.
+
+The floor is the longer of two times, at rates measured in the same process: the multiply-adds of the
+convolutions that nobody can leave out (of the prediction, forward and back; the label's come from a
+table) at a large matrix product's rate, and reading logits and labels and writing the gradient once at
+a copy's. Extra memory is the most that live tensors hold beyond logits and labels, the gradient included.
+Writes results/bench/loss-DEVICE.json.
+"""
+import sys
+
+import torch
+import torch.nn.functional as F
+
+from semeda.edge_net import embeddings, one_hot, shipped_edge_net
+from semeda.losses import ppce, semeda, semeda_by_image
+
+from .timing import MIB, VOID, machine_rates, parse, parser, peak_extra, regions, rows_of, show, take_turns, write
+
+NETS = {21: "voc", 11: "camvid"}
+OURS = "SEMEDA"
+
+
+def all_layers(logits, labels, weights):
+    "Eq. 6 for lambda = (0, 1, 0), with psi of all three layers computed"
+    labelled = (labels != VOID).unsqueeze(1)
+    with torch.no_grad(): target = embeddings(one_hot(labels, logits.shape[1]), weights)
+    difference = embeddings(logits.softmax(dim=1) * labelled, weights)[1] - target[1]
+    return (difference.abs() * labelled).sum() / labelled.sum() / difference.shape[1]
+
+
+def losses(classes, device):
+    "Functions of logits and labels"
+    weights = [(k.detach().to(device), b.detach().to(device)) for k, b in shipped_edge_net(NETS[classes]).weights]
+    found = {"PPCE": ppce, OURS: lambda x, y: semeda_by_image(x, y, weights), "SEMEDA, eq. 6 written out": lambda x, y: semeda(x, y, weights),
+             "SEMEDA, eq. 6, all layers": lambda x, y: all_layers(x, y, weights)}
+    try:
+        from segmentation_models_pytorch.losses import DiceLoss, LovaszLoss
+    except ImportError: return found
+    return found | {"smp Dice": DiceLoss("multiclass", ignore_index=VOID), "smp Lovász": LovaszLoss("multiclass", ignore_index=VOID)}
+
+
+def forward_backward(loss, logits, labels):
+    def way(): torch.autograd.grad(loss(logits, labels), logits)
+    return way
+
+
+def check(found, logits, labels):
+    "All forms of SEMEDA agree in value and gradient; PPCE is PyTorch's"
+    close, before = 1e-4 if logits.device.type == "cpu" else 1e-3, torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False # whose rounding would hide a difference
+    def value_and_gradient(loss):
+        value = loss(logits, labels)
+        return value.detach(), torch.autograd.grad(value, logits)[0]
+    value, gradient = value_and_gradient(found[OURS])
+    for name in found:
+        if not name.startswith(OURS): continue
+        other, its = value_and_gradient(found[name])
+        assert abs(value - other) <= close * value and (gradient - its).norm() <= close * gradient.norm(), f"{name} differs from {OURS}"
+    assert torch.allclose(found["PPCE"](logits, labels), F.cross_entropy(logits, labels, ignore_index=VOID), rtol=1e-4)
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def floors(names, logits, rates):
+    "Milliseconds for each loss"
+    batch, classes, height, width = logits.shape
+    pixels = batch * height * width
+    moved = 1000 * pixels * (2 * 4 * classes + 8) / rates["bytes_per_second"]
+    multiplied = 1000 * pixels * 2 * 9 * (classes * 16 + 16 * 32) / rates["macs_per_second"]
+    return {name: max(moved, multiplied) if name.startswith(OURS) else moved for name in names}
+
+
+def main(argv=None):
+    args = parse(parser("loss", __doc__, 40, 20.), argv)
+    rates, rows = machine_rates(args), []
+    shapes = [(1, 21, 33), (2, 11, 24)] if args.quick else [(6 if args.device == "cuda" else 2, 21, 321), (6, 11, 96)]
+    for batch, classes, side in shapes:
+        logits = (3 * torch.randn(batch, classes, side, side, device=args.device)).requires_grad_()
+        labels = regions((batch, side, side), classes, void=True).long().to(args.device)
+        found = losses(classes, args.device)
+        check(found, logits, labels)
+        ways = {name: forward_backward(loss, logits, labels) for name, loss in found.items()}
+        extra = {name: peak_extra(way, args.device) / MIB for name, way in ways.items()}
+        rows += rows_of(f"{batch}x{classes}x{side}x{side}, float32", take_turns(ways, args), OURS, floors(ways, logits, rates), extra_mib=extra)
+    show(f"loss, forward and backward, {args.device}, {args.threads} threads", rows)
+    write("loss", args, rows, ["segmentation-models-pytorch"], rates=rates, shapes=shapes)
+    return 0
+
+
+if __name__ == "__main__": sys.exit(main())
