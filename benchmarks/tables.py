@@ -11,10 +11,10 @@ from benchmarks.collect import check_result, unpack
 from semeda.edges import InputError
 from semeda.losses import TABLE1
 from semeda.metrics import draw_images, scores_of, scores_on_draws
-from semeda.trainer import Config
+from semeda.trainer import Config, resolve
 
 SEEDS = 3 # fewer say nothing about training's chance
-PPCE, DEFAULT = "table1_01", "table1_11"
+PPCE, BEST = "table1_01", "table1_11" # the baseline, and the best row of the paper
 METHOD = ("row", "loss", "lambdas", "relu", "seed") # parameters in which the rows of Table 1 differ
 
 
@@ -101,6 +101,13 @@ def row_name(row):
     names = dict(ppce="PPCE", ubernet="Ubernet", ppce_edges="PPCE on edges", semeda="SEMEDA")
     weights = "" if r["lambdas"] is None else f" {r['lambdas'][0]:g}" if r["loss"] != "semeda" else " (" + ", ".join(f"{v:g}" for v in r["lambdas"]) + ")"
     return names[r["loss"]] + weights + (f" {r['relu']} ReLU" if r["loss"] == "semeda" else "")
+
+
+def shipped_rows(study):
+    "Rows that were trained as `SemedaLoss` is by default"
+    default = asdict(resolve(loss="semeda")[0])
+    same = lambda config: all(config[k] == default[k] for k in ("loss", "lambdas", "relu", "norm", "reduction"))
+    return [row for row, runs in study.runs.items() if all(same(r["config"]) for r in runs.values())]
 
 
 def words(found, scale=100, digits=1):
