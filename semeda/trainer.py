@@ -557,6 +557,7 @@ def main(
         run = train(**{k: v for k, v in vars(given).items() if v is not None})
     except InputError as e:
         if _tells(e): print(f"semeda-train: {e}", file=sys.stderr)
+        else: time.sleep(5) # the process that tells ends first: torchrun then ends the others
         return 2
     except KeyboardInterrupt:
         if _tells(): print("semeda-train: stopped; the same command with --resume goes on from the last checkpoint", file=sys.stderr)

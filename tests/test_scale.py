@@ -145,6 +145,7 @@ def test_bad_input_is_told_once(root, tmp_path):
 @pytest.mark.parametrize("rank, lines", [("0", 1), ("1", 0)])
 def test_before_the_processes_know_of_each_other_one_tells(monkeypatch, capsys, rank, lines):
     monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     assert main(["--loss", "sedema"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == lines
 
