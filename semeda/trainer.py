@@ -178,6 +178,8 @@ def _of_row(row):
 
 def _as_started(given):
     "With the processes that torchrun, fabric run or srun have started, where one of them has"
+    for name in ("strategy", "precision"): # as `fabric run` was told
+        if value := os.environ.get(f"LT_{name.upper()}"): given.setdefault(name, value)
     variable = lambda name: int(os.environ.get(name) or 1)
     if TorchElasticEnvironment.detect(): starter, processes, devices = "torchrun", variable("WORLD_SIZE"), variable("LOCAL_WORLD_SIZE")
     elif "SLURM_NTASKS" not in os.environ or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"): return given # as Fabric sees it

@@ -27,10 +27,10 @@ def denormals_as_they_were():
     torch.set_flush_denormal(False)
 
 
-def run(*command, cwd=None, timeout=400, **kwargs):
+def run(*command, cwd=None, **kwargs):
     "Run a command, capture what it prints"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYDEVD_DISABLE_FILE_VALIDATION": "1", **kwargs.pop("env", {})}
-    return subprocess.run([str(c) for c in command], cwd=cwd or ROOT, env=env, capture_output=True, text=True, timeout=timeout, **kwargs)
+    return subprocess.run([str(c) for c in command], cwd=cwd or ROOT, env=env, capture_output=True, text=True, timeout=400, **kwargs)
 
 
 def train(*args, cwd=None):

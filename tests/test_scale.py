@@ -1,6 +1,7 @@
 """One run over several processes: the same weights as one process, and no process left waiting."""
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,11 +16,9 @@ from semeda.deeplab import DeepLabV2, OtherNetwork
 from semeda.edges import InputError
 from semeda.trainer import Run, main, resolve, sync_batch_norm
 from semeda.trainer import train as train_run
-from tests.conftest import run, write_camvid
+from tests.conftest import ROOT, run, write_camvid
 
-pytestmark = pytest.mark.xdist_group("scale")
 SMALL = dict(device="cpu", dataset="camvid", edge_net="camvid", image_size="", layers=2, iterations=4, batch_size=4, crop=40, log_every=1, val_every=2, max_width=3)
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "semeda.trainer"]
 LOSSES = ("ppce_edges", "ubernet", "edge_weighted")
 
 
@@ -29,6 +28,18 @@ def arguments(root, name, **changes):
 
 def train(root, name, **changes):
     return train_run(None, **arguments(root, name, **changes))
+
+
+def torchrun(**given):
+    "Two processes; at a timeout torchrun is asked to end them, which killing it would not do"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "semeda.trainer", *(f"--{k}={v}" for k, v in given.items())]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try: out, err = process.communicate(timeout=400)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.communicate()
+        raise
+    return process.returncode, out, err
 
 
 class Stop(Exception):
@@ -82,7 +93,7 @@ def root(tmp_path_factory):
     stopped(root, "one-two")
     for loss in LOSSES:
         train(root, f"{loss}-1", loss=loss, iterations=2)
-    done = run(sys.executable, __file__, root, timeout=200)
+    done = run(sys.executable, __file__, root)
     assert done.returncode == 0, done.stderr
     train(root, "two-one", checkpoint_every=2, resume=True)
     yield root
@@ -102,15 +113,14 @@ def metrics(root, name):
 
 
 def test_torchrun(root):
-    args = [f"--{k}={v}" for k, v in arguments(root, "two").items()]
-    done = run(*TORCHRUN, *args, timeout=200)
-    assert done.returncode == 0, done.stderr
+    status, out, err = torchrun(**arguments(root, "two"))
+    assert status == 0, err
     assert difference(root, "whole", "two") < 1e-5
     assert metrics(root, "two") == pytest.approx(metrics(root, "whole"), abs=1e-6)
     history = [np.genfromtxt(root / "runs" / name / "history.csv", delimiter=",", skip_header=1) for name in ("whole", "two")]
     assert np.allclose(*history, rtol=1e-4, equal_nan=True)
     assert json.loads((root / "runs" / "two" / "config.json").read_text())["config"]["devices"] == 2
-    assert done.stdout.count("two: mIoU") == 1 and done.stderr.count("| 0/4 [") == 1 # summary and progress of one process
+    assert out.count("two: mIoU") == 1 and err.count("| 0/4 [") == 1 # summary and progress of one process
 
 
 @pytest.mark.parametrize("name", ["one-two", "two-one"])
@@ -136,9 +146,9 @@ def test_bad_input_is_told_once(root, tmp_path):
     shutil.copytree(root / "camvid", tmp_path / "camvid")
     path = tmp_path / "camvid" / "train" / "0001.png"
     path.write_bytes(path.read_bytes()[:-200])
-    done = run(*TORCHRUN, *[f"--{k}={v}" for k, v in arguments(tmp_path, "bad").items()], timeout=200)
-    assert done.returncode != 0 and not (tmp_path / "runs").exists()
-    [line] = [line for line in done.stderr.splitlines() if line.startswith("semeda-train: ")]
+    status, _, err = torchrun(**arguments(tmp_path, "bad"))
+    assert status != 0 and not (tmp_path / "runs").exists()
+    [line] = [line for line in err.splitlines() if line.startswith("semeda-train: ")]
     assert "train/0001.png cannot be decoded" in line
 
 
@@ -160,7 +170,7 @@ STEP = SLURM | dict(SLURM_STEP_ID="0")
     (STEP, {}, (4, 2)), (STEP, dict(num_nodes=1), "num_nodes is 1; expected 2, as srun started"), (STEP | dict(SLURM_JOB_NAME="bash"), {}, (1, 1)),
     (SLURM, {}, (1, 1)), (SLURM, dict(devices=2), "devices is 2 in a Slurm job; expected srun or torchrun to start the processes"),
     ({}, dict(devices=3), "batch_size is 8; expected a multiple of the number of processes, 3"), ({}, dict(devices=2, num_nodes=2), (2, 2)),
-    ({}, dict(strategy="fsdp"), "strategy is 'fsdp'; choose from auto, ddp, ddp_find_unused_parameters_true"),
+    (TORCH | dict(LT_STRATEGY="fsdp"), {}, "strategy is 'fsdp'; choose from auto"), ({}, dict(strategy="fsdp"), "strategy is 'fsdp'; choose from auto, ddp, ddp_find_unused_parameters_true"),
 ])
 def test_processes_that_were_started(monkeypatch, environment, given, expected):
     for name, value in environment.items(): monkeypatch.setenv(name, value)
