@@ -182,7 +182,7 @@ def _as_started(given):
         if value := os.environ.get(f"LT_{name.upper()}"): given.setdefault(name, value)
     variable = lambda name: int(os.environ.get(name) or 1)
     if TorchElasticEnvironment.detect(): starter, processes, devices = "torchrun", variable("WORLD_SIZE"), variable("LOCAL_WORLD_SIZE")
-    elif "SLURM_NTASKS" not in os.environ or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"): return given # as Fabric sees it
+    elif "SLURM_NTASKS" not in os.environ or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive") or hasattr(sys, "ps1"): return given # as Fabric sees it; and no kernel is one of several
     elif "SLURM_STEP_ID" in os.environ: starter, processes, devices = "srun", variable("SLURM_NTASKS"), variable("SLURM_NTASKS") // variable("SLURM_NNODES")
     elif given.get("devices", 1) * given.get("num_nodes", 1) > 1: raise InputError(f"devices is {given.get('devices', 1)} in a Slurm job; expected srun or torchrun to start the processes")
     else: return given
