@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'DEFAULT_PRESET', 'ELSEWHERE', 'BAR', 'Config', 'resolve', 'notebook_parameters', 'provenance',
-           'write_json', 'runs_folder', 'Run', 'prepare', 'save', 'load', 'fit', 'predict', 'evaluate', 'train', 'main',
-           'load_run']
+           'write_json', 'runs_folder', 'Run', 'SharedError', 'prepare', 'save', 'load', 'sync_batch_norm', 'fit',
+           'predict', 'evaluate', 'train', 'main', 'load_run']
 
 # %% ../nbs/06_trainer.ipynb #36b973aa
 import argparse
@@ -21,19 +21,23 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import TorchElasticEnvironment
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from torch import distributed, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from .data import DATASETS, TrainingCrops, load_data, normalise
 from .deeplab import BACKBONES, BATCH_NORM, STYLES, DeepLabV2, OtherNetwork, init_weights
 from .edge_net import SHIPPED, cached_edge_net, edge_f1, load_edge_net, shipped_edge_net, weights_hash
-from .edges import InputError
+from .edges import InputError, edge_map
 from .losses import LOSSES, TABLE1, EdgeWeightedLoss, PeerLoss, PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss, split_loss
 from .metrics import TrimapIoU
 
@@ -82,7 +86,9 @@ class Config:
     max_width: int = _p(None, "trimap widths 1..max_width are evaluated", low=1)
     void: str = _p(None, "boundaries at void, in evaluation", ("ignore", "label"))
     device: str = _p("auto", "cpu, cuda, or auto", ("auto", "cpu", "cuda"))
-    devices: int = _p(1, "processes or GPUs", low=1)
+    devices: int = _p(1, "processes on each machine, each with a GPU of its own where there are GPUs; under torchrun, srun and fabric run: as many as they started", low=1)
+    num_nodes: int = _p(1, "machines; as for devices", low=1)
+    strategy: str = _p("auto", "Lightning Fabric's; auto: ddp for several processes", ("auto", "ddp", "ddp_find_unused_parameters_true"))
     precision: str = _p("32-true", "Lightning Fabric's precision", ("32-true", "bf16-mixed", "16-mixed"))
     workers: int = _p(0, "data loading processes; 0: in the training process", low=0)
     val_every: int = _p(None, "steps between validations; 0: only at the end", low=0)
@@ -140,6 +146,7 @@ def resolve(
         if name not in known: raise InputError(f"unknown parameter {name!r}; choose from {', '.join(known)}")
     given = {k: _coerce(known[k], v) for k, v in given.items() if v is not None}
     if given.get("row"): given = _of_row(given["row"]) | given
+    given = _as_started(given)
     config = Config(**given)
     if config.dataset not in DATASETS: raise InputError(f"dataset is {config.dataset!r}; choose from {', '.join(DATASETS)}")
     config.preset = config.preset or DEFAULT_PRESET[config.dataset]
@@ -158,7 +165,7 @@ def resolve(
         if low is not None and value < low: raise InputError(f"{name} is {value}; expected at least {low}")
     if config.scale_min > config.scale_max: raise InputError(f"scale_min is {config.scale_min}; expected at most scale_max, {config.scale_max}")
     if config.max_width > 254: raise InputError(f"max_width is {config.max_width}; expected 1..254")
-    if config.batch_size % config.devices: raise InputError(f"batch_size is {config.batch_size}; expected a multiple of devices, {config.devices}")
+    if config.batch_size % (processes := config.devices * config.num_nodes): raise InputError(f"batch_size is {config.batch_size}; expected a multiple of the number of processes, {processes}")
     _size(config)
     if Path(config.name).name != config.name: raise InputError(f"name is {config.name!r}; expected a single folder name")
     return config, preset
@@ -168,6 +175,21 @@ def _of_row(row):
     "What a row of Table 1 sets"
     if row not in TABLE1: raise InputError(f"row is {row!r}; choose from {', '.join(TABLE1)}")
     return {k: list(v) if isinstance(v, tuple) else v for k, v in TABLE1[row].items() if v is not None and k != "reported"}
+
+def _as_started(given):
+    "With the processes that torchrun, fabric run or srun have started, where one of them has"
+    for name in ("strategy", "precision"): # as `fabric run` was told
+        if value := os.environ.get(f"LT_{name.upper()}"): given.setdefault(name, value)
+    variable = lambda name: int(os.environ.get(name) or 1)
+    if TorchElasticEnvironment.detect(): starter, processes, devices = "torchrun", variable("WORLD_SIZE"), variable("LOCAL_WORLD_SIZE")
+    elif "SLURM_NTASKS" not in os.environ or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive") or hasattr(sys, "ps1"): return given # as Fabric sees it; and no kernel is one of several
+    elif "SLURM_STEP_ID" in os.environ: starter, processes, devices = "srun", variable("SLURM_NTASKS"), variable("SLURM_NTASKS") // variable("SLURM_NNODES")
+    elif given.get("devices", 1) * given.get("num_nodes", 1) > 1: raise InputError(f"devices is {given.get('devices', 1)} in a Slurm job; expected srun or torchrun to start the processes")
+    else: return given
+    started = dict(devices=devices, num_nodes=processes // devices)
+    for name, value in started.items():
+        if given.get(name, value) != value: raise InputError(f"{name} is {given[name]}; expected {value}, as {starter} started, or nothing")
+    return given | started
 
 def _size(config):
     "`image_size` as (width, height), or None"
@@ -228,7 +250,7 @@ def runs_folder(
     return here/"runs"
 
 # %% ../nbs/06_trainer.ipynb #262a32d2
-ELSEWHERE = ("resume", "runs", "name", "workers", "data_root", "init_weights") # may differ between two starts of the same run
+ELSEWHERE = ("resume", "runs", "name", "workers", "data_root", "init_weights", "device", "devices", "num_nodes", "strategy") # may differ between two starts of the same run
 
 # %% ../nbs/06_trainer.ipynb #3207daa0
 class Run:
@@ -239,23 +261,28 @@ class Run:
     ):
         torch.set_flush_denormal(True) # denormals slow a CPU down several times
         self.config, self.preset = config, _ = resolve(**parameters)
-        self.progress, self.folder = progress, runs_folder(config.runs)/(config.name or f"{config.dataset}-{config.row or config.loss}-s{config.seed}")
+        self.folder = runs_folder(config.runs)/(config.name or f"{config.dataset}-{config.row or config.loss}-s{config.seed}")
         if config.device == "cuda" and not torch.cuda.is_available(): raise InputError("device is 'cuda' but this torch finds no GPU; expected cpu or auto")
         self._check_folder(dict(config=asdict(config)))
-        read = lambda split: load_data(config.dataset, split, config.data_root, config.num_classes, _size(config), _bar(progress, f"read {split}"), config.download)
+        self.fabric = _fabric(config)
+        self.progress = progress if self.fabric.is_global_zero else None
+        self.history, self.metrics, self.edge_net, self._seconds, self._measured = [], {}, None, [], (None, None)
+        self._together(self._read)
+
+    def _read(self):
+        "Data, network and initial weights, checked"
+        config = self.config
+        read = lambda split: load_data(config.dataset, split, config.data_root, config.num_classes, _size(config), _bar(self.progress, f"read {split}"), config.download)
         self.train_data, self.val_data = read("train"), read("val")
         torch.manual_seed(config.seed)
         if config.network != "deeplab_v2": self.net = OtherNetwork(config.network, self.train_data.num_classes, config.backbone, config.batch_norm)
         else: self.net = DeepLabV2(self.train_data.num_classes, config.backbone, config.output_stride, config.layers, config.batch_norm, config.style, config.loss == "ubernet")
         self.init_report = init_weights(self.net, Path(config.init_weights).expanduser()) if config.init_weights else None
         if config.edge_net and split_loss(config.loss)[0] in ("semeda", "ppce_edges") and (classes := self._get_edge_net().num_classes) != self.train_data.num_classes: raise InputError(f"edge_net {config.edge_net} has {classes} classes; expected {self.train_data.num_classes}, those of {config.dataset}")
-        self.fabric = Fabric(accelerator="auto" if config.device == "auto" else config.device, devices=config.devices, precision=config.precision)
-        self.fabric.launch()
         data = dict(train=self.train_data.fingerprint, val=self.val_data.fingerprint)
         start = weights_hash(self.net)
         self.record = dict(config=asdict(config), preset=self.preset, data=data, initial_weights=start, **provenance(), device=self._device_name(), init_weights=self.init_report)
         self._check_folder(self.record)
-        self.history, self.metrics, self.edge_net, self._seconds, self._measured = [], {}, None, [], (None, None)
 
     def _device_name(self): return torch.cuda.get_device_name(self.fabric.device) if self.fabric.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
@@ -281,13 +308,43 @@ def _bar(progress, title): return progress and (lambda items, **kw: progress(ite
 # One line that is redrawn in a terminal; elsewhere (papermill, a log file) a line every few seconds
 BAR = dict(mininterval=.1 if sys.stderr.isatty() else 5, maxinterval=10, ncols=100, dynamic_ncols=False, leave=True)
 
+# %% ../nbs/06_trainer.ipynb #3b578b88
+def _fabric(config):
+    "Lightning Fabric with its processes running"
+    processes, started = config.devices * config.num_nodes, "LT_CLI_USED" in os.environ # `fabric run` has set its own devices and num_nodes
+    if processes > 1 and hasattr(sys, "ps1"): raise InputError(f"devices is {config.devices} in a notebook, which is a single process; expected 1, or in a cell: !torchrun --nproc-per-node {config.devices} -m semeda.trainer ...")
+    where = {} if started else dict(devices=config.devices, num_nodes=config.num_nodes)
+    try:
+        fabric = Fabric(accelerator=config.device, strategy=config.strategy, precision=config.precision, **where)
+        if not started: fabric.launch()
+    except (MisconfigurationException, RuntimeError, TypeError, ValueError) as e: raise InputError(f"devices is {config.devices}, num_nodes {config.num_nodes}, strategy {config.strategy!r}: {' '.join(str(e).split())}") from None
+    return fabric
+
+class SharedError(InputError):
+    "Bad input that all processes know of, so that one may tell it for all"
+
+def _together(self: Run, work, rank_zero_first=False):
+    "What `work` returns; the InputError of one process is raised in all"
+    value = error = None
+    with self.fabric.rank_zero_first() if rank_zero_first else nullcontext():
+        try: value = work()
+        except InputError as e: error = e
+    if self.fabric.world_size > 1:
+        lines = [None] * self.fabric.world_size
+        distributed.all_gather_object(lines, error and str(error))
+        error = next((SharedError(line) for line in lines if line), None)
+    if error: raise error
+    return value
+
+Run._together = _together
+
 # %% ../nbs/06_trainer.ipynb #22da0064
 def prepare(self: Run):
     "Make the run folder and get the loss ready"
     config, fabric = self.config, self.fabric
     base, peer = split_loss(config.loss)
     if base in ("semeda", "ppce_edges"):
-        with fabric.rank_zero_first(): self.edge_net = self._get_edge_net()
+        self.edge_net = self._together(self._get_edge_net, rank_zero_first=True) # the others find the file
         self.record["edge_net"] = dict(weights=weights_hash(self.edge_net), f1=edge_f1(self.edge_net, [self.val_data.labels[i] for i in range(min(20, len(self.val_data)))]))
     if base == "semeda": self.loss = SemedaLoss(self.edge_net, lambdas=config.lambdas, relu=config.relu, norm=config.norm, reduction=config.reduction)
     elif base == "ppce_edges": self.loss = PPCEOnEdgesLoss(self.edge_net, lambda1=config.lambdas[0])
@@ -313,12 +370,12 @@ Run.prepare, Run._get_edge_net = prepare, _get_edge_net
 # %% ../nbs/06_trainer.ipynb #f2de4a3f
 def _random_states():
     kind, keys, *rest = np.random.get_state()
-    return dict(torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    return dict(torch=torch.get_rng_state(), cuda=[torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],
                 python=random.getstate(), numpy=[kind, torch.from_numpy(keys.astype(np.int64)), *rest])
 
 def _set_random_states(states):
     torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count(): torch.cuda.set_rng_state_all(states["cuda"])
+    if torch.cuda.is_initialized() and states["cuda"]: torch.cuda.set_rng_state(states["cuda"][0]) # of the process' own GPU
     random.setstate(states["python"])
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
@@ -339,23 +396,56 @@ def _write_history(self: Run, part):
 
 def load(self: Run, optimizer) -> int: # Steps done
     "Go on from checkpoint.pt, if there is one"
-    path = self.folder/"checkpoint.pt"
-    if not path.is_file(): return 0
-    try: state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e: raise InputError(f"checkpoint {path} cannot be read: {str(e).splitlines()[0]}") from None
+    saved = self.fabric.broadcast(self._together(self._saved))
+    if not saved: return 0
+    state, self.history = saved
     self.net.load_state_dict(state["net"])
     if optimizer: optimizer.load_state_dict(state["optimizer"])
     _set_random_states(state["random"])
-    with open(self.folder/"history.csv", newline="") as file:
-        self.history = [row for row in csv.DictReader(file) if int(row["step"]) <= state["step"]]
     return state["step"]
 
-Run.save, Run.load, Run._write_history = save, load, _write_history
+def _saved(self: Run):
+    "Checkpoint and history, read by rank zero alone, which wrote them; None where there are none"
+    path = self.folder/"checkpoint.pt"
+    if not self.fabric.is_global_zero or not path.is_file(): return None
+    try: state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e: raise InputError(f"checkpoint {path} cannot be read: {str(e).splitlines()[0]}") from None
+    with open(self.folder/"history.csv", newline="") as file:
+        return state, [row for row in csv.DictReader(file) if int(row["step"]) <= state["step"]]
+
+Run.save, Run.load, Run._saved, Run._write_history = save, load, _saved, _write_history
+
+# %% ../nbs/06_trainer.ipynb #ba6553e0
+def sync_batch_norm(
+    net: nn.Module, # Changed in place
+    device: str = "cuda", # On "cpu" nothing is changed: torch gathers batch statistics on GPUs only
+):
+    "Let the batch-norm layers that are trained take their statistics from all processes"
+    if device == "cpu": return
+    frozen = [] if net.batch_norm == "trained" else list(net._norms())
+    for name, norm in list(net.named_modules()):
+        if not isinstance(norm, nn.BatchNorm2d) or any(norm is f for f in frozen): continue
+        parent, _, own = name.rpartition(".")
+        setattr(net.get_submodule(parent), own, nn.SyncBatchNorm.convert_sync_batchnorm(norm))
+
+def _share(self: Run, labels):
+    "This process' part of the pixels that count in a step, times the number of processes"
+    if self.fabric.world_size == 1: return 1
+    void = self.loss.ignore_index
+    pixels = (labels != void).sum(dtype=torch.double)
+    if split_loss(self.config.loss)[0] == "edge_weighted": pixels += self.config.lambdas[0] * (edge_map(labels, void) == 1).sum()
+    total = pixels.clone()
+    distributed.all_reduce(total)
+    return (pixels * self.fabric.world_size / total.clamp(min=1)).float()
+
+Run._share = _share
 
 # %% ../nbs/06_trainer.ipynb #ff7e53fa
 def fit(self: Run):
     "Train from the start, or from the checkpoint if `resume` is set"
     config, fabric = self.config, self.fabric
+    rank, world = fabric.global_rank, fabric.world_size
+    if world > 1: sync_batch_norm(self.net, fabric.device.type)
     optimizer = torch.optim.SGD(
         [dict(params=[p for p in self.net.backbone.parameters() if p.requires_grad], rate=config.lr),
          dict(params=[p for head in (self.net.head, self.net.edge_head) if head is not None for p in head.parameters()], rate=config.lr * config.head_lr_factor)],
@@ -363,20 +453,20 @@ def fit(self: Run):
     net, wrapped = fabric.setup(self.net, optimizer)
     start = self.load(optimizer) if config.resume else 0
     crops = TrainingCrops(self.train_data, config.iterations * config.batch_size, config.crop, (config.scale_min, config.scale_max), config.seed, config.style)
-    rest = Subset(crops, range(start * config.batch_size, len(crops)))
-    loader = fabric.setup_dataloaders(DataLoader(rest, config.batch_size // config.devices, num_workers=config.workers))
+    mine = Subset(crops, range(start * config.batch_size + rank, len(crops), world))
+    loader = fabric.setup_dataloaders(DataLoader(mine, config.batch_size // world, num_workers=config.workers), use_distributed_sampler=False)
     if fabric.device.type == "cuda": torch.cuda.reset_peak_memory_stats()
-    bar = self.progress(total=config.iterations, initial=start, desc="train", **BAR) if self.progress and fabric.is_global_zero else None
+    bar = self.progress(total=config.iterations, initial=start, desc="train", **BAR) if self.progress else None
     net.train()
     sums, clock = {}, time.perf_counter()
     for step, (images, labels) in enumerate(loader, start + 1):
         decay = (1 - (step - 1) / config.iterations)**config.power * min(1, step / max(1, config.warmup))
         for group in optimizer.param_groups: group["lr"] = group["rate"] * decay
-        loss = self.loss(net(images), labels)
-        fabric.backward(loss)
+        loss, share = self.loss(net(images), labels), self._share(labels)
+        fabric.backward(loss * share)
         wrapped.step()
         wrapped.zero_grad()
-        for name, value in dict(loss=loss.detach(), **self.loss.terms).items(): sums[name] = sums.get(name, 0) + value
+        for name, value in dict(loss=loss.detach(), **self.loss.terms).items(): sums[name] = sums.get(name, 0) + value * share
         self._seconds.append(-clock + (clock := time.perf_counter()))
         last, checkpoint = step == config.iterations, step % config.checkpoint_every == 0
         validate = last or (config.val_every and step % config.val_every == 0)
@@ -392,8 +482,8 @@ def fit(self: Run):
 # %% ../nbs/06_trainer.ipynb #66f608e7
 def _log(self: Run, step, lr, sums, bar):
     done = step - (int(self.history[-1]["step"]) if self.history else 0)
-    row = dict(step=step, lr=lr) | {k: v.item() / done for k, v in sums.items()}
-    if not np.isfinite(row["loss"]): raise InputError(f"loss is {row['loss']} at step {step}; training diverged, expected a smaller lr than {self.config.lr} or smaller lambdas than {self.config.lambdas}")
+    row = dict(step=step, lr=lr) | {k: self.fabric.all_reduce(v).item() / done for k, v in sums.items()}
+    if not np.isfinite(row["loss"]): raise (SharedError if self.fabric.world_size > 1 else InputError)(f"loss is {row['loss']} at step {step}; training diverged, expected a smaller lr than {self.config.lr} or smaller lambdas than {self.config.lambdas}")
     self.history.append(row)
     if bar: bar.set_postfix({k: f"{row[k]:.3f}" for k in sums}, refresh=False)
 
@@ -410,6 +500,7 @@ def predict(self: Run, image) -> torch.Tensor: # uint8, shape (H, W): predicted 
 def _measure(self: Run):
     metric = TrimapIoU(self.val_data.num_classes, self.config.max_width, void=self.config.void).to(self.fabric.device)
     was_training, rank, world = self.net.training, self.fabric.global_rank, self.fabric.world_size
+    for buffer in self.net.buffers() if world > 1 else (): distributed.broadcast(buffer, 0) # batch-norm statistics, where they are not synchronised
     for i in range(rank, len(self.val_data), world): metric.update(self.predict(self.val_data.images[i]), self.val_data.labels[i].to(self.fabric.device))
     self.net.train(was_training)
     return {k: v.cpu() for k, v in metric.compute().items()}
@@ -467,15 +558,22 @@ def main(
         if unknown: raise InputError(f"unknown parameter {unknown[0]!r}; choose from {', '.join(f.name for f in fields(Config))}")
         run = train(**{k: v for k, v in vars(given).items() if v is not None})
     except InputError as e:
-        print(f"semeda-train: {e}", file=sys.stderr)
+        if _tells(e): print(f"semeda-train: {e}", file=sys.stderr)
+        else: time.sleep(5) # the process that tells ends first: torchrun then ends the others
         return 2
     except KeyboardInterrupt:
-        print("semeda-train: stopped; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+        if _tells(): print("semeda-train: stopped; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
         return 130
     if run.fabric.is_global_zero:
         m = run.metrics
         print(f"{run.folder}: mIoU {100 * m['miou']:.2f}, boundary mIoU at width 1 {100 * m['boundary_miou'][0]:.2f}, {m['cost']['seconds_per_step'] or 0:.3f} s a step")
     return 0
+
+# %% ../nbs/06_trainer.ipynb #19b8e431
+def _tells(error=None):
+    "Whether this process prints the line: one for all of them, each its own, or before they know of each other one on each machine"
+    if distributed.is_available() and distributed.is_initialized(): return distributed.get_rank() == 0 or not (error is None or isinstance(error, SharedError))
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0) == 0
 
 # %% ../nbs/06_trainer.ipynb #88009ef1
 if __name__ == "__main__" and "get_ipython" not in globals(): sys.exit(main())
@@ -490,7 +588,7 @@ def load_run(
     folder = Path(folder)
     if not (folder/"metrics.json").is_file(): raise InputError(f"run folder {folder} has no metrics.json; expected a finished run")
     config = json.loads((folder/"config.json").read_text())["config"]
-    run = Run(progress, **{**config, **changes, "runs": str(folder.parent), "name": folder.name, "devices": 1})
+    run = Run(progress, **{**config, **changes, "runs": str(folder.parent), "name": folder.name, "devices": 1, "num_nodes": 1, "strategy": "auto"})
     run.load(None)
     run.metrics = json.loads((folder/"metrics.json").read_text())
     return run
