@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'DEFAULT_PRESET', 'ELSEWHERE', 'BAR', 'Config', 'resolve',
            'write_json', 'runs_folder', 'Run', 'SharedError', 'prepare', 'save', 'load', 'sync_batch_norm', 'fit',
            'predict', 'evaluate', 'train', 'main', 'load_run']
 
-# %% ../nbs/06_trainer.ipynb #36b973aa
+# %% ../nbs/06_trainer.ipynb #cdc3c824
 import argparse
 import ast
 import csv
@@ -41,7 +41,7 @@ from .edges import InputError, edge_map
 from .losses import LOSSES, TABLE1, EdgeWeightedLoss, PeerLoss, PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss, split_loss
 from .metrics import TrimapIoU
 
-# %% ../nbs/06_trainer.ipynb #02ab4894
+# %% ../nbs/06_trainer.ipynb #5366a775
 def _p(default, help, choices=(), low=None):
     return field(default=default, metadata=dict(help=help, choices=choices, low=low))
 
@@ -136,7 +136,7 @@ def _coerce(f, value):
         return int(number) if kind == "int" else number
     except (TypeError, ValueError, OverflowError): raise error from None
 
-# %% ../nbs/06_trainer.ipynb #ab26dc09
+# %% ../nbs/06_trainer.ipynb #bef228ea
 def resolve(
     **given, # Parameters by name; None counts as not given
 ) -> tuple[Config, dict]: # The complete configuration, and what the preset set in it
@@ -170,7 +170,7 @@ def resolve(
     if Path(config.name).name != config.name: raise InputError(f"name is {config.name!r}; expected a single folder name")
     return config, preset
 
-# %% ../nbs/06_trainer.ipynb #c7099626
+# %% ../nbs/06_trainer.ipynb #bd63a37e
 def _of_row(row):
     "What a row of Table 1 sets"
     if row not in TABLE1: raise InputError(f"row is {row!r}; choose from {', '.join(TABLE1)}")
@@ -249,10 +249,10 @@ def runs_folder(
         if (parent/"settings.ini").is_file() and (parent/"nbs"/"06_trainer.ipynb").is_file(): return parent/"runs"
     return here/"runs"
 
-# %% ../nbs/06_trainer.ipynb #262a32d2
+# %% ../nbs/06_trainer.ipynb #53f8d283
 ELSEWHERE = ("resume", "runs", "name", "workers", "data_root", "init_weights", "device", "devices", "num_nodes", "strategy") # may differ between two starts of the same run
 
-# %% ../nbs/06_trainer.ipynb #3207daa0
+# %% ../nbs/06_trainer.ipynb #4b13f35b
 class Run:
     "One training run: data, network, loss, and the folder they write to"
     def __init__(self,
@@ -308,7 +308,7 @@ def _bar(progress, title): return progress and (lambda items, **kw: progress(ite
 # One line that is redrawn in a terminal; elsewhere (papermill, a log file) a line every few seconds
 BAR = dict(mininterval=.1 if sys.stderr.isatty() else 5, maxinterval=10, ncols=100, dynamic_ncols=False, leave=True)
 
-# %% ../nbs/06_trainer.ipynb #3b578b88
+# %% ../nbs/06_trainer.ipynb #ed555320
 def _fabric(config):
     "Lightning Fabric with its processes running"
     processes, started = config.devices * config.num_nodes, "LT_CLI_USED" in os.environ # `fabric run` has set its own devices and num_nodes
@@ -338,7 +338,7 @@ def _together(self: Run, work, rank_zero_first=False):
 
 Run._together = _together
 
-# %% ../nbs/06_trainer.ipynb #22da0064
+# %% ../nbs/06_trainer.ipynb #a97e8e30
 def prepare(self: Run):
     "Make the run folder and get the loss ready"
     config, fabric = self.config, self.fabric
@@ -367,7 +367,7 @@ def _get_edge_net(self: Run):
 
 Run.prepare, Run._get_edge_net = prepare, _get_edge_net
 
-# %% ../nbs/06_trainer.ipynb #f2de4a3f
+# %% ../nbs/06_trainer.ipynb #e4f74609
 def _random_states():
     kind, keys, *rest = np.random.get_state()
     return dict(torch=torch.get_rng_state(), cuda=[torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],
@@ -380,7 +380,7 @@ def _set_random_states(states):
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
 
-# %% ../nbs/06_trainer.ipynb #d5a2a168
+# %% ../nbs/06_trainer.ipynb #e38121f5
 def save(self: Run, optimizer, step):
     "Write history.csv and checkpoint.pt"
     if not self.fabric.is_global_zero: return
@@ -415,7 +415,7 @@ def _saved(self: Run):
 
 Run.save, Run.load, Run._saved, Run._write_history = save, load, _saved, _write_history
 
-# %% ../nbs/06_trainer.ipynb #ba6553e0
+# %% ../nbs/06_trainer.ipynb #4403488c
 def sync_batch_norm(
     net: nn.Module, # Changed in place
     device: str = "cuda", # On "cpu" nothing is changed: torch gathers batch statistics on GPUs only
@@ -440,7 +440,7 @@ def _share(self: Run, labels):
 
 Run._share = _share
 
-# %% ../nbs/06_trainer.ipynb #ff7e53fa
+# %% ../nbs/06_trainer.ipynb #f7b9e912
 def fit(self: Run):
     "Train from the start, or from the checkpoint if `resume` is set"
     config, fabric = self.config, self.fabric
@@ -479,7 +479,7 @@ def fit(self: Run):
         if bar: bar.update()
     if bar: bar.close()
 
-# %% ../nbs/06_trainer.ipynb #66f608e7
+# %% ../nbs/06_trainer.ipynb #076deb52
 def _log(self: Run, step, lr, sums, bar):
     done = step - (int(self.history[-1]["step"]) if self.history else 0)
     row = dict(step=step, lr=lr) | {k: self.fabric.all_reduce(v).item() / done for k, v in sums.items()}
@@ -489,7 +489,7 @@ def _log(self: Run, step, lr, sums, bar):
 
 Run.fit, Run._log = fit, _log
 
-# %% ../nbs/06_trainer.ipynb #1a87332e
+# %% ../nbs/06_trainer.ipynb #9883c20c
 @torch.no_grad()
 def predict(self: Run, image) -> torch.Tensor: # uint8, shape (H, W): predicted classes
     "Segment one uint8 image of shape (3, H, W)"
@@ -543,7 +543,7 @@ def train(
     run.evaluate()
     return run
 
-# %% ../nbs/06_trainer.ipynb #7eaacee6
+# %% ../nbs/06_trainer.ipynb #58b4e13f
 def main(
     argv: list[str] | None = None, # Arguments; None: those of the process
 ) -> int: # Exit status
@@ -569,7 +569,7 @@ def main(
         print(f"{run.folder}: mIoU {100 * m['miou']:.2f}, boundary mIoU at width 1 {100 * m['boundary_miou'][0]:.2f}, {m['cost']['seconds_per_step'] or 0:.3f} s a step")
     return 0
 
-# %% ../nbs/06_trainer.ipynb #19b8e431
+# %% ../nbs/06_trainer.ipynb #41c905eb
 def _tells(error=None):
     "Whether this process prints the line: one for all of them, each its own, or before they know of each other one on each machine"
     if distributed.is_available() and distributed.is_initialized(): return distributed.get_rank() == 0 or not (error is None or isinstance(error, SharedError))
@@ -578,7 +578,7 @@ def _tells(error=None):
 # %% ../nbs/06_trainer.ipynb #88009ef1
 if __name__ == "__main__" and "get_ipython" not in globals(): sys.exit(main())
 
-# %% ../nbs/06_trainer.ipynb #b9008675
+# %% ../nbs/06_trainer.ipynb #c2da4bd6
 def load_run(
     folder: str | Path, # A run folder with config.json, checkpoint.pt and metrics.json
     progress = None, # Progress bar for reading the data
