@@ -81,13 +81,14 @@ def semeda(
         total = total + weight * term
     return total
 
-# %% ../nbs/02_losses.ipynb #8d2fda2d
+# %% ../nbs/02_losses.ipynb #5b26e3bb
 class _WithGradient(torch.autograd.Function):
     "Sum of `of_images` over a batch; its gradient is computed at once, some images at a time, and is all that is kept"
     @staticmethod
     def forward(ctx, logits, labels, of_images):
         grad, total = torch.empty_like(logits), logits.new_zeros(())
-        step = 1 if logits.device.type == "cpu" else max(1, len(logits))
+        pixels = logits[0, 0].numel() if len(logits) else 1
+        step = max(1, 2**17 // pixels if logits.device.type == "cpu" else len(logits))
         for i in range(0, len(logits), step):
             with torch.enable_grad():
                 some = logits[i:i + step].detach().requires_grad_()
@@ -101,22 +102,32 @@ class _WithGradient(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, up): return ctx.saved_tensors[0] * up, None, None
 
-# %% ../nbs/02_losses.ipynb #0647e7d3
+# %% ../nbs/02_losses.ipynb #3fdf1c47
+class _SizeOf(torch.autograd.Function):
+    "Sum of |x| or of x squared where `labelled` is 1; changes x, which nobody else needs, to spare memory"
+    @staticmethod
+    def forward(ctx, x, labelled, norm):
+        ctx.x, ctx.norm = x.mul_(labelled), norm
+        return (x.abs() if norm == "l1" else x.square()).sum()
+
+    @staticmethod
+    def backward(ctx, up): return (ctx.x.sign_() if ctx.norm == "l1" else ctx.x.mul_(2)).mul_(up), None, None
+
+# %% ../nbs/02_losses.ipynb #345e0240
 def _sum_over_pixels(logits, labels, weights, factors, relu, norm, ignore_index):
     "Sum over pixels, channels and layers of the difference of embeddings, layer l times factors[l]"
-    labelled, total, b = (labels != ignore_index).unsqueeze(1), 0., None
-    a = (logits.softmax(dim=1) * labelled).contiguous(memory_format=torch.channels_last)
+    labelled, total, b = (labels != ignore_index).unsqueeze(1).to(logits.dtype), 0., None # a product with booleans takes several times as long
+    a = logits.softmax(dim=1).clone(memory_format=torch.channels_last).mul_(labelled)
     for l, (factor, (kernel, bias)) in enumerate(zip(factors, weights)):
         before, last = relu == "before" or l == 2, l + 1 == len(factors)
         kernel = kernel.contiguous(memory_format=torch.channels_last)
-        if l and last and before: difference = F.conv2d(a.relu() - b.relu(), kernel, padding=1)
+        if l and last and before: difference = F.conv2d(a.relu() - b.relu_(), kernel, padding=1)
         else:
             with torch.no_grad(): b = F.conv2d(b.relu(), kernel, bias, padding=1) if l else label_embedding(labels, kernel, bias, ignore_index)
             a = F.conv2d(a.relu() if l else a, kernel, bias, padding=1)
             if not torch.is_tensor(factor) and not factor: continue # a layer that does not count
             difference = a - b if before else a.relu() - b.relu()
-        difference = _at_least_float32(difference) * labelled
-        total = total + factor * (difference.abs() if norm == "l1" else difference.square()).sum()
+        total = total + factor * _SizeOf.apply(_at_least_float32(difference), labelled, norm)
     return total
 
 # %% ../nbs/02_losses.ipynb #ba2f9731
