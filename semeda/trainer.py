@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'DEFAULT_PRESET', 'ELSEWHERE', 'BAR', 'Config', 'resolve',
            'write_json', 'runs_folder', 'Run', 'SharedError', 'prepare', 'save', 'load', 'sync_batch_norm', 'fit',
            'predict', 'evaluate', 'train', 'main', 'load_run']
 
-# %% ../nbs/06_trainer.ipynb #cdc3c824
+# %% ../nbs/06_trainer.ipynb #26c7f80a
 import argparse
 import ast
 import csv
@@ -38,10 +38,10 @@ from .data import DATASETS, TrainingCrops, load_data, normalise
 from .deeplab import BACKBONES, BATCH_NORM, STYLES, DeepLabV2, OtherNetwork, init_weights
 from .edge_net import SHIPPED, cached_edge_net, edge_f1, load_edge_net, shipped_edge_net, weights_hash
 from .edges import InputError, edge_map
-from .losses import LOSSES, TABLE1, EdgeWeightedLoss, PeerLoss, PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss, split_loss
+from .losses import LAMBDAS, LOSSES, TABLE1, EdgeWeightedLoss, PeerLoss, PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss, split_loss
 from .metrics import TrimapIoU
 
-# %% ../nbs/06_trainer.ipynb #5366a775
+# %% ../nbs/06_trainer.ipynb #202d376c
 def _p(default, help, choices=(), low=None):
     return field(default=default, metadata=dict(help=help, choices=choices, low=low))
 
@@ -56,7 +56,7 @@ class Config:
     preset: str = _p("", "named set of defaults; empty: that of the dataset")
     row: str = _p("", "row of the paper's Table 1, table1_01 to table1_14; sets loss, lambdas and relu")
     loss: str = _p("semeda", f"what to minimise: {', '.join(LOSSES)}; or with a loss of segmentation-models-pytorch: smp.NAME, semeda+smp.NAME")
-    lambdas: list = _p(None, "SEMEDA's weight of each layer, such as 0,1,0; the first is lambda1 of ubernet, ppce_edges and edge_weighted")
+    lambdas: list = _p(None, "SEMEDA's weight of each layer, such as 0,0.25,0; the first is lambda1 of ubernet, ppce_edges and edge_weighted")
     peer_weight: float = _p(1., "weight of a loss of segmentation-models-pytorch", low=0)
     relu: str = _p("before", "compare embeddings before or after ReLU", ("before", "after"))
     norm: str = _p("l1", "norm of the difference of embeddings", ("l1", "l2"))
@@ -136,7 +136,7 @@ def _coerce(f, value):
         return int(number) if kind == "int" else number
     except (TypeError, ValueError, OverflowError): raise error from None
 
-# %% ../nbs/06_trainer.ipynb #bef228ea
+# %% ../nbs/06_trainer.ipynb #610efb6c
 def resolve(
     **given, # Parameters by name; None counts as not given
 ) -> tuple[Config, dict]: # The complete configuration, and what the preset set in it
@@ -157,7 +157,7 @@ def resolve(
     if config.network != "deeplab_v2" and config.network.partition(".")[0] not in ("smp", "torchvision"): raise InputError(f"network is {config.network!r}; choose from deeplab_v2, smp.NAME, torchvision.NAME")
     if config.network != "deeplab_v2" and base == "ubernet": raise InputError(f"network is {config.network!r}; expected deeplab_v2 for the edge head of ubernet")
     if config.network != "deeplab_v2" and config.style != "torchvision": raise InputError(f"style is {config.style!r}; expected torchvision for network {config.network}")
-    if config.lambdas is None: config.lambdas = [0., 1., 0.] if base == "semeda" else [1., 0., 0.]
+    if config.lambdas is None: config.lambdas = [1., 0., 0.] if base != "semeda" else [0., 1., 0.] if config.preset.startswith("paper_") else list(LAMBDAS)
     if base not in ("ppce", "semeda") and any(config.lambdas[1:]): raise InputError(f"lambdas is {config.lambdas}; expected lambda1,0,0 for {config.loss}")
     for name, f in known.items():
         value, choices, low = getattr(config, name), f.metadata["choices"], f.metadata["low"]

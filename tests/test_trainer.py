@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from semeda.data import scenes
+from semeda.edge_net import EdgeNet
 from semeda.edges import InputError
-from semeda.losses import TABLE1
+from semeda.losses import TABLE1, SemedaLoss
 from semeda.trainer import load_run, resolve, runs_folder
 from semeda.trainer import train as train_run
 from tests.conftest import ROOT, real_data, snapshot, train
@@ -87,12 +88,12 @@ def test_finished_run_can_be_opened(tmp_path, few_scenes):
 
 
 # Recorded from this code on one CPU; other processors round differently in the last digits.
-GOLDEN = dict(ppce=[1.826334, 0.747369, 1.439984], semeda=[2.06672, 0.879747, 1.573059])
+GOLDEN = dict(ppce=[1.826334, 0.747369, 1.439984], semeda=[1.886430, 0.780459, 1.473329], table1_11=[2.06672, 0.879747, 1.573059])
 
 
 @pytest.mark.parametrize("loss", GOLDEN)
 def test_golden_losses(tmp_path, loss):
-    run = train_run(None, **{**SMALL, "iterations": 3}, loss=loss, runs=str(tmp_path))
+    run = train_run(None, **{**SMALL, "iterations": 3}, **{"row" if loss in TABLE1 else "loss": loss}, runs=str(tmp_path))
     assert [row["loss"] for row in run.history] == pytest.approx(GOLDEN[loss], rel=2e-4)
 
 
@@ -138,6 +139,13 @@ def test_rivals_and_other_networks(tmp_path, few_scenes, loss, network):
     again = load_run(run.folder)
     image = run.val_data.images[0]
     assert torch.equal(again.predict(image), run.predict(image)) and 0 <= run.metrics["miou"] < 1
+
+
+def test_default_weights():
+    of = lambda **given: resolve(**given)[0].lambdas
+    assert of(loss="semeda") == list(SemedaLoss(EdgeNet(3)).lambdas) == [0, .25, 0]
+    assert of(loss="semeda", dataset="voc_aug") == of(loss="semeda", preset="paper_cityscapes") == of(row="table1_11") == [0, 1, 0]
+    assert of(loss="ppce") == of(loss="ubernet", dataset="voc_aug") == [1, 0, 0]
 
 
 def test_presets():
