@@ -216,6 +216,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'semeda.metrics.trimap_counts': ('nbs/metrics.html#trimap_counts', 'semeda/metrics.py')},
             'semeda.plots': { 'semeda.plots._curve': ('nbs/plots.html#_curve', 'semeda/plots.py'),
                               'semeda.plots._legend': ('nbs/plots.html#_legend', 'semeda/plots.py'),
+                              'semeda.plots._lines': ('nbs/plots.html#_lines', 'semeda/plots.py'),
                               'semeda.plots._name_lines': ('nbs/plots.html#_name_lines', 'semeda/plots.py'),
                               'semeda.plots._table': ('nbs/plots.html#_table', 'semeda/plots.py'),
                               'semeda.plots.cell_words': ('nbs/plots.html#cell_words', 'semeda/plots.py'),

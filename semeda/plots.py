@@ -64,7 +64,7 @@ def errors(
     out[np.asarray(labels == 255)] = 255
     return out.astype(np.uint8)
 
-# %% ../nbs/07_plots.ipynb #70a0e144
+# %% ../nbs/07_plots.ipynb #128666c7
 def picture_grid(
     rows: list[list[np.ndarray]], # Pictures, a list for each row
     titles: list[str], # Of the columns
@@ -75,8 +75,7 @@ def picture_grid(
 ) -> Figure:
     "A grid of pictures with a legend of classes and a key of other colours below"
     aspect = max(row[0].shape[0] / row[0].shape[1] for row in rows)
-    columns = max(3, int(width * len(titles) / 1.25))
-    lines = [legend[i:i + columns] for i in range(0, len(legend), columns)] + ([key] if len(key) else [])
+    lines = _lines(legend, key, width * len(titles))
     height = len(rows) * width * aspect + .35 + .25 * len(lines)
     fig, axes = plt.subplots(len(rows), len(titles), figsize=(width * len(titles), height), squeeze=False, layout="constrained")
     for i, row in enumerate(rows):
@@ -88,6 +87,13 @@ def picture_grid(
     for ax, title in zip(axes[0], titles): ax.set_title(title, fontsize=10)
     _legend(fig, lines)
     return fig
+
+def _lines(legend, key, width):
+    "Legend and key as lines whose shared columns fit into `width` inches"
+    for columns in range(max(3, int(width / 1.25)), 0, -1):
+        lines = [legend[i:i + columns] for i in range(0, len(legend), columns)] + ([key] if len(key) else [])
+        if sum(.55 + .06 * max(len(entry[0]) for entry in column if entry) for column in zip_longest(*lines)) <= width: break
+    return lines
 
 def _legend(fig, lines):
     "A legend that is read line by line, while matplotlib fills column by column"
