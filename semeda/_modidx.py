@@ -291,6 +291,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'semeda.widgets._repr_mimebundle_': ('nbs/widgets.html#_repr_mimebundle_', 'semeda/widgets.py'),
                                 'semeda.widgets._set_channel': ('nbs/widgets.html#_set_channel', 'semeda/widgets.py'),
                                 'semeda.widgets._slider': ('nbs/widgets.html#_slider', 'semeda/widgets.py'),
+                                'semeda.widgets._texture_controls': ('nbs/widgets.html#_texture_controls', 'semeda/widgets.py'),
                                 'semeda.widgets._trimap_pictures': ('nbs/widgets.html#_trimap_pictures', 'semeda/widgets.py'),
                                 'semeda.widgets.convolve_one': ('nbs/widgets.html#convolve_one', 'semeda/widgets.py'),
                                 'semeda.widgets.encode_png': ('nbs/widgets.html#encode_png', 'semeda/widgets.py'),

@@ -489,7 +489,7 @@ def _log(self: Run, step, lr, sums, bar):
 
 Run.fit, Run._log = fit, _log
 
-# %% ../nbs/06_trainer.ipynb #9883c20c
+# %% ../nbs/06_trainer.ipynb #1f51c070
 @torch.no_grad()
 def predict(self: Run, image) -> torch.Tensor: # uint8, shape (H, W): predicted classes
     "Segment one uint8 image of shape (3, H, W)"
@@ -505,6 +505,9 @@ def _measure(self: Run):
     self.net.train(was_training)
     return {k: v.cpu() for k, v in metric.compute().items()}
 
+Run.predict, Run._measure = predict, _measure
+
+# %% ../nbs/06_trainer.ipynb #b796c57a
 def _scores(self: Run):
     scores = self._measure()
     self._measured = weights_hash(self.net), scores
@@ -529,7 +532,7 @@ def _cost(self: Run):
     peak = torch.cuda.max_memory_allocated() / 2**20 if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
     return dict(seconds_per_step=statistics.median(self._seconds) if self._seconds else None, steps_timed=len(self._seconds), peak_memory_mib=peak, memory_of="GPU" if gpu else "process", device=self._device_name())
 
-Run.predict, Run._measure, Run._scores, Run.evaluate, Run._cost = predict, _measure, _scores, evaluate, _cost
+Run._scores, Run.evaluate, Run._cost = _scores, evaluate, _cost
 
 # %% ../nbs/06_trainer.ipynb #bc36f1c5
 def train(

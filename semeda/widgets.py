@@ -174,7 +174,7 @@ def convolve_one(
     taps = F.pad((kernel.flatten(1).T @ x.flatten(1)).view(3, 3, height, width), (1, 1, 1, 1))
     return sum(taps[i, j, i:i + height, j:j + width] for i in range(3) for j in range(3)) + bias
 
-# %% ../nbs/09_widgets.ipynb #b8619df7
+# %% ../nbs/09_widgets.ipynb #ebe94abe
 def texture_explorer(
     label: Tensor, # Integer labels, shape (H, W)
     net: EdgeNet, # Frozen
@@ -212,10 +212,15 @@ def texture_explorer(
         pictures = {"mask": coloured, f"ψ{layer} of the label, ±{limit:.2g}": picture, f"ψ{layer} of the prediction": signed_picture(psi, limit),
                     f"|difference|, up to {limit / 4:.2g}": positive_picture(difference, limit / 4)}
         return pictures, {"mean |difference|": mean(difference), "mean |ψ| of the label": size, "largest probability, mean": largest(scale, noise)}
+    return Explorer(draw, _texture_controls(net, channels))
+
+# %% ../nbs/09_widgets.ipynb #77c95716
+def _texture_controls(net, channels):
+    "Sliders of the texture explorer; another layer brings its own number of channels and its first channel"
     controls = dict(noise=_slider(.2, 0, 1, "noise σ", widgets.FloatSlider, step=.05), scale=_slider(8., 1, 16, "scale s", widgets.FloatSlider, step=.5),
                     layer=_slider(2, 1, 3, "layer l"), channel=_slider(channels[1], 0, 31, "channel"))
     controls["layer"].observe(lambda change: _set_channel(controls["channel"], net.weights[change.new - 1][0].shape[0], channels[change.new - 1]), "value")
-    return Explorer(draw, controls)
+    return controls
 
 # %% ../nbs/09_widgets.ipynb #c6221797
 def _set_channel(slider, count, value):
