@@ -5,7 +5,10 @@
 # %% auto #0
 __all__ = ['InputError', 'edge_map', 'chessboard_distance', 'edge_distance', 'trimap']
 
-# %% ../nbs/00_edges.ipynb #b411bab9
+# %% ../nbs/00_edges.ipynb #e2d14043
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,24 +17,25 @@ class InputError(ValueError):
     "Bad input, told in one line: the thing, its value and what was expected"
     def _render_traceback_(self): return [f"{type(self).__name__}: {self}"]
 
-# %% ../nbs/00_edges.ipynb #1f7b9bd6
-def _differ(a, b):
-    "1 where `a` and `b` differ, else 0, as uint8"
-    if a.dtype != torch.uint8: return (a != b).view(torch.uint8)
-    return torch.ne(a, b, out=torch.empty(a.shape, dtype=torch.uint8, device=a.device))
-
-def _not_uniform(x: Tensor):
-    "1 where the 3x3 pixels around hold more than one label, as uint8"
-    edge = torch.zeros(x.shape, dtype=torch.uint8, device=x.device)
-    right = _differ(x[..., :, :-1], x[..., :, 1:])
-    edge[..., :, :-1] |= right
-    edge[..., :, 1:] |= right
-    below = _differ(x[..., :-1, :], x[..., 1:, :]) | edge[..., :-1, :] | edge[..., 1:, :]
-    edge[..., :-1, :] |= below
-    edge[..., 1:, :] |= below
+# %% ../nbs/00_edges.ipynb #a8162bc1
+def _not_uniform(x: np.ndarray): # contiguous, shape (B, H, W)
+    "Where the 3x3 pixels around hold more than one label"
+    differ, edge = np.empty(x.shape, bool), np.empty(x.shape, bool)
+    flat, right, row = x.reshape(-1), differ.reshape(-1), edge.reshape(-1)
+    np.not_equal(flat[:-1], flat[1:], out=right[:-1])
+    differ[:, :, -1:] = False
+    np.bitwise_or(right[:-1], right[1:], out=row[1:])
+    row[:1] = right[:1]
+    if x.shape[1] < 2: return edge
+    below = differ[:, :-1] # its rows have been used
+    np.not_equal(x[:, :-1], x[:, 1:], out=below)
+    below |= edge[:, :-1]
+    below |= edge[:, 1:]
+    np.bitwise_or(below[:, :-1], below[:, 1:], out=edge[:, 1:-1])
+    edge[:, 0], edge[:, -1] = below[:, 0], below[:, -1]
     return edge
 
-# %% ../nbs/00_edges.ipynb #34169ff3
+# %% ../nbs/00_edges.ipynb #542fc25f
 def _pairs(x: Tensor):
     "The two overlapping views of `x` for each of the 4 directions that cover all 8 neighbours"
     yield x[..., :, :-1], x[..., :, 1:]
@@ -39,16 +43,32 @@ def _pairs(x: Tensor):
     yield x[..., :-1, :-1], x[..., 1:, 1:]
     yield x[..., :-1, 1:], x[..., 1:, :-1]
 
-def _known_differ(labels: Tensor, known: Tensor):
-    "1 where a labelled pixel has a labelled neighbour of another class, as uint8"
+def _neighbours_differ(labels: Tensor, known: Tensor):
+    "Where a known pixel has a known neighbour of another class"
     edge = torch.zeros_like(known)
     for (a, b), (known_a, known_b), (edge_a, edge_b) in zip(_pairs(labels), _pairs(known), _pairs(edge)):
-        differ = _differ(a, b) & known_a & known_b
+        differ = (a != b) & known_a & known_b
         edge_a |= differ
         edge_b |= differ
     return edge
 
-# %% ../nbs/00_edges.ipynb #93a33b17
+# %% ../nbs/00_edges.ipynb #ed1d90b7
+def _of_three(of, x: np.ndarray, axis: int):
+    "`of` each pixel and its two neighbours along an axis of (B, H, W)"
+    shift, pair, three = 1 if axis == 2 else x.shape[2], np.empty_like(x), np.empty_like(x)
+    of(x.reshape(-1)[:-shift], x.reshape(-1)[shift:], out=pair.reshape(-1)[:-shift])
+    pair.swapaxes(0, axis)[-1:] = x.swapaxes(0, axis)[-1:]
+    of(pair.reshape(-1)[:-shift], pair.reshape(-1)[shift:], out=three.reshape(-1)[shift:])
+    three.swapaxes(0, axis)[:1] = pair.swapaxes(0, axis)[:1]
+    return three
+
+def _bytes_differ(x: np.ndarray, void: np.ndarray): # uint8, and 255 where void else 0, shape (B, H, W)
+    "Where the known of the 3x3 pixels around hold more than one label; anything on void"
+    largest = _of_three(np.maximum, _of_three(np.maximum, x & ~void, 2), 1)
+    smallest = _of_three(np.minimum, _of_three(np.minimum, x | void, 2), 1)
+    return largest != smallest
+
+# %% ../nbs/00_edges.ipynb #d203baa9
 def edge_map(
     labels: Tensor, # Class of each pixel, any integer dtype, shape (..., H, W)
     ignore_index: int = 255, # Label of void pixels
@@ -56,11 +76,21 @@ def edge_map(
 ) -> Tensor: # uint8, same shape: 1 edge, 0 no edge; 255 on void pixels for `void="ignore"`
     "Semantic edge map E* of a label mask"
     _check_labels(labels, void)
-    if void == "label": return _not_uniform(labels)
-    known = _differ(labels, ignore_index)
-    # to ask is cheap on a CPU, but a GPU would have to wait for the answer and a compiler cannot know it
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and known.all(): return _not_uniform(labels)
-    return _known_differ(labels, known) | (known - 1) # 0 - 1 is 255
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling(): return torch.from_numpy(_edges_on_cpu(labels.numpy(), ignore_index, void))
+    if void == "label": return _neighbours_differ(labels, torch.ones_like(labels, dtype=torch.bool)).view(torch.uint8)
+    known = labels != ignore_index
+    return _neighbours_differ(labels, known).view(torch.uint8) | (known.view(torch.uint8) - 1) # 0 - 1 is 255
+
+def _edges_on_cpu(labels, ignore_index, void):
+    "`edge_map` in NumPy"
+    *batch, height, width = labels.shape
+    x = np.ascontiguousarray(labels).reshape(math.prod(batch), height, width)
+    none = void == "label" or x.max(initial=0) < ignore_index # void often has the largest number, and that is quick to know
+    unknown = None if none else x == ignore_index
+    if none or not unknown.any(): return _not_uniform(x).view(np.uint8).reshape(labels.shape)
+    filled = -unknown.view(np.uint8) # 0 - 1 is 255
+    edge = _bytes_differ(x, filled) if x.dtype == np.uint8 else _neighbours_differ(torch.from_numpy(x), torch.from_numpy(~unknown)).numpy()
+    return (edge.view(np.uint8) | filled).reshape(labels.shape)
 
 # %% ../nbs/00_edges.ipynb #7ddbcd74
 def _check_labels(labels, void):

@@ -1,3 +1,5 @@
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -32,7 +34,16 @@ def brute_edges(labels, void):
 def test_edge_map_is_the_definition(labels, void, dtype, without_void):
     if without_void:
         labels = np.where(labels == 255, 0, labels)
-    assert np.array_equal(edge_map(torch.from_numpy(labels.astype(dtype)), void=void).numpy(), brute_edges(labels, void))
+    of_labels, expected = torch.from_numpy(labels.astype(dtype)), brute_edges(labels, void)
+    assert np.array_equal(edge_map(of_labels, void=void).numpy(), expected)
+    with mock.patch("torch.compiler.is_compiling", return_value=True): # the way of a GPU and a compiler
+        assert np.array_equal(edge_map(of_labels, void=void).numpy(), expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 5), (2, 0, 5), (2, 3, 0), (0, 0), (1, 1)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_edge_map_of_hardly_any_pixels(shape, dtype):
+    assert torch.equal(edge_map(torch.zeros(shape, dtype=dtype)), torch.zeros(shape, dtype=torch.uint8))
 
 
 @settings(max_examples=150, deadline=None)
