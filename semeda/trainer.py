@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'DEFAULT_PRESET', 'ELSEWHERE', 'BAR', 'Config', 'resolve',
            'write_json', 'runs_folder', 'Run', 'SharedError', 'prepare', 'save', 'load', 'sync_batch_norm', 'fit',
            'predict', 'evaluate', 'train', 'main', 'load_run']
 
-# %% ../nbs/06_trainer.ipynb #26c7f80a
+# %% ../nbs/06_trainer.ipynb #43e137f9
 import argparse
 import ast
 import csv
@@ -23,6 +23,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ from .edges import InputError, edge_map
 from .losses import LAMBDAS, LOSSES, TABLE1, EdgeWeightedLoss, PeerLoss, PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss, split_loss
 from .metrics import TrimapIoU
 
-# %% ../nbs/06_trainer.ipynb #202d376c
+# %% ../nbs/06_trainer.ipynb #0985d11b
 def _p(default, help, choices=(), low=None):
     return field(default=default, metadata=dict(help=help, choices=choices, low=low))
 
@@ -90,6 +91,7 @@ class Config:
     num_nodes: int = _p(1, "machines; as for devices", low=1)
     strategy: str = _p("auto", "Lightning Fabric's; auto: ddp for several processes", ("auto", "ddp", "ddp_find_unused_parameters_true"))
     precision: str = _p("32-true", "Lightning Fabric's precision", ("32-true", "bf16-mixed", "16-mixed"))
+    compile: str = _p("", "torch.compile's mode for the training step; empty: not compiled", ("default", "reduce-overhead", "max-autotune"))
     workers: int = _p(0, "data loading processes; 0: in the training process", low=0)
     val_every: int = _p(None, "steps between validations; 0: only at the end", low=0)
     checkpoint_every: int = _p(100, "steps between checkpoints", low=1)
@@ -136,7 +138,7 @@ def _coerce(f, value):
         return int(number) if kind == "int" else number
     except (TypeError, ValueError, OverflowError): raise error from None
 
-# %% ../nbs/06_trainer.ipynb #610efb6c
+# %% ../nbs/06_trainer.ipynb #fbf57432
 def resolve(
     **given, # Parameters by name; None counts as not given
 ) -> tuple[Config, dict]: # The complete configuration, and what the preset set in it
@@ -161,7 +163,7 @@ def resolve(
     if base not in ("ppce", "semeda") and any(config.lambdas[1:]): raise InputError(f"lambdas is {config.lambdas}; expected lambda1,0,0 for {config.loss}")
     for name, f in known.items():
         value, choices, low = getattr(config, name), f.metadata["choices"], f.metadata["low"]
-        if choices and value not in choices: raise InputError(f"{name} is {value!r}; choose from {', '.join(map(str, choices))}")
+        if choices and value not in (*choices, f.default): raise InputError(f"{name} is {value!r}; choose from {', '.join(map(str, choices))}")
         if low is not None and value < low: raise InputError(f"{name} is {value}; expected at least {low}")
     if config.scale_min > config.scale_max: raise InputError(f"scale_min is {config.scale_min}; expected at most scale_max, {config.scale_max}")
     if config.max_width > 254: raise InputError(f"max_width is {config.max_width}; expected 1..254")
@@ -440,7 +442,7 @@ def _share(self: Run, labels):
 
 Run._share = _share
 
-# %% ../nbs/06_trainer.ipynb #f7b9e912
+# %% ../nbs/06_trainer.ipynb #8092b106
 def fit(self: Run):
     "Train from the start, or from the checkpoint if `resume` is set"
     config, fabric = self.config, self.fabric
@@ -450,7 +452,8 @@ def fit(self: Run):
         [dict(params=[p for p in self.net.backbone.parameters() if p.requires_grad], rate=config.lr),
          dict(params=[p for head in (self.net.head, self.net.edge_head) if head is not None for p in head.parameters()], rate=config.lr * config.head_lr_factor)],
         lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    net, wrapped = fabric.setup(self.net, optimizer)
+    compiled = partial(torch.compile, mode=config.compile) if config.compile else lambda module: module
+    (net, wrapped), loss_of = fabric.setup(compiled(self.net), optimizer), compiled(self.loss)
     start = self.load(optimizer) if config.resume else 0
     crops = TrainingCrops(self.train_data, config.iterations * config.batch_size, config.crop, (config.scale_min, config.scale_max), config.seed, config.style)
     mine = Subset(crops, range(start * config.batch_size + rank, len(crops), world))
@@ -462,7 +465,7 @@ def fit(self: Run):
     for step, (images, labels) in enumerate(loader, start + 1):
         decay = (1 - (step - 1) / config.iterations)**config.power * min(1, step / max(1, config.warmup))
         for group in optimizer.param_groups: group["lr"] = group["rate"] * decay
-        loss, share = self.loss(net(images), labels), self._share(labels)
+        loss, share = loss_of(net(images), labels), self._share(labels)
         fabric.backward(loss * share)
         wrapped.step()
         wrapped.zero_grad()
@@ -507,7 +510,7 @@ def _measure(self: Run):
 
 Run.predict, Run._measure = predict, _measure
 
-# %% ../nbs/06_trainer.ipynb #b796c57a
+# %% ../nbs/06_trainer.ipynb #b505abac
 def _scores(self: Run):
     scores = self._measure()
     self._measured = weights_hash(self.net), scores
@@ -530,7 +533,7 @@ def _cost(self: Run):
     "Times and memory: the only figures of a run that differ when it is repeated"
     gpu = self.fabric.device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() / 2**20 if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
-    return dict(seconds_per_step=statistics.median(self._seconds) if self._seconds else None, steps_timed=len(self._seconds), peak_memory_mib=peak, memory_of="GPU" if gpu else "process", device=self._device_name())
+    return dict(seconds_per_step=statistics.median(self._seconds) if self._seconds else None, seconds_of_first_step=self._seconds[0] if self._seconds else None, steps_timed=len(self._seconds), peak_memory_mib=peak, memory_of="GPU" if gpu else "process", device=self._device_name())
 
 Run._scores, Run.evaluate, Run._cost = _scores, evaluate, _cost
 

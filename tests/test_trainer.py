@@ -205,6 +205,18 @@ def test_spoilt_dataset_leaves_no_trace(camvid_folder, tmp_path):
     assert "train/0001.png cannot be decoded" in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
 
 
+def test_a_compiled_step_is_the_same_step(tmp_path, few_scenes, monkeypatch):
+    "With the tracing of torch.compile but not its code, which takes minutes to make"
+    modes, torch_compile = [], torch.compile
+    monkeypatch.setattr("torch.compile", lambda module, mode="again", **_: modes.append(mode) or torch_compile(module, backend="eager"))
+    plain, compiled = (train_run(None, **SMALL, runs=str(tmp_path), name=name, compile=name) for name in ("", "default"))
+    assert set(modes) == {"default", "again"} and plain.config.compile == "" and compiled.config.compile == "default"
+    for a, b in zip(plain.net.state_dict().values(), compiled.net.state_dict().values(), strict=True): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert compiled.history[-1]["semeda"] == pytest.approx(plain.history[-1]["semeda"], rel=1e-3)
+    assert compiled.metrics["cost"]["seconds_of_first_step"] > 0
+    assert load_run(compiled.folder).metrics["final_weights"] == compiled.metrics["final_weights"]
+
+
 def test_a_folder_belongs_to_one_run(tmp_path, few_scenes):
     run = train_run(None, **SMALL, loss="ppce", runs=str(tmp_path))
     before = snapshot(tmp_path)
