@@ -102,13 +102,13 @@ class _WithGradient(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, up): return ctx.saved_tensors[0] * up, None, None
 
-# %% ../nbs/02_losses.ipynb #3fdf1c47
+# %% ../nbs/02_losses.ipynb #427cfb7f
 class _SizeOf(torch.autograd.Function):
-    "Sum of |x| or of x squared where `labelled` is 1; changes x, which nobody else needs, to spare memory"
+    "Sum of |x| or of x squared where `labelled` is 1; changes x, which nobody else needs, and goes in strips, to spare memory"
     @staticmethod
     def forward(ctx, x, labelled, norm):
         ctx.x, ctx.norm = x.mul_(labelled), norm
-        return (x.abs() if norm == "l1" else x.square()).sum()
+        return sum((strip.abs() if norm == "l1" else strip.square()).sum() for strip in x.split(64, dim=2))
 
     @staticmethod
     def backward(ctx, up): return (ctx.x.sign_() if ctx.norm == "l1" else ctx.x.mul_(2)).mul_(up), None, None
