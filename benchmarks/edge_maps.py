@@ -8,7 +8,7 @@ largest label of the 3x3 pixels around is not the smallest, so OpenCV's and SciP
 same map, and so does scikit-image's `find_boundaries` with connectivity 2 and mode "thick". Void that
 does not count is 0 for the dilation and 255 for the erosion; `find_boundaries` cannot leave it out. All
 maps are compared before anything is timed. On the CPU with one thread and with two, of PyTorch and of OpenCV (SciPy and
-scikit-image have one); on a GPU ours alone.
+scikit-image have one); on a GPU ours alone. A turn is five calls in a row, as for the masks of a batch.
 
 The floor is a copy of the labels on the same device. The extra `semeda[bench]` holds OpenCV and scikit-image.
 Writes results/bench/edge_maps-DEVICE.json.
@@ -92,7 +92,7 @@ def main(argv=None):
             for void in (False, True):
                 ways, floor, missing = ways_of(regions((height, width), CLASSES, void=void), void, args.device)
                 check(ways)
-                times = take_turns(ways | floor, args)
+                times = take_turns(ways | floor, args, calls=1 if args.quick else 5)
                 case = f"{width}x{height}, {'some' if void else 'no'} void, " + (f"{threads} thread{'s' * (threads > 1)}" if args.device == "cpu" else "GPU")
                 found = rows_of(case, times, OURS)
                 least = found[-1]["ms"]

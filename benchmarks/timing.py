@@ -63,15 +63,15 @@ def milliseconds(way, device):
     return 1000 * (own if isinstance(own, float) else time.perf_counter() - start)
 
 
-def take_turns(ways, args, warm=2):
-    "Milliseconds of each way in each round"
+def take_turns(ways, args, warm=2, calls=1):
+    "Milliseconds of each way in each round: the median of some calls in a row, so that a short way does not pay for the caches that another has filled"
     for way in ways.values():
         for _ in range(min(warm, 1) if args.quick else warm): way()
     names, times, begin = list(ways), {name: [] for name in ways}, time.perf_counter()
     for i in range(args.rounds):
         if i >= 3 and time.perf_counter() - begin > args.seconds: break
         turn = i % len(names)
-        for name in names[turn:] + names[:turn]: times[name].append(milliseconds(ways[name], args.device))
+        for name in names[turn:] + names[:turn]: times[name].append(statistics.median(milliseconds(ways[name], args.device) for _ in range(calls)))
     return times
 
 
