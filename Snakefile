@@ -6,7 +6,8 @@
 #
 # A run is finished when its metrics.json is there; finished runs are never run again, interrupted
 # ones go on from their checkpoint, and one that fails does not stop the others. Settings of a study:
-# study, dataset, data_root, init_weights, seeds, rows, variants, budget (parameters of nbs/train.ipynb);
+# study, dataset, data_root, init_weights ({seed} in it stands for the seed), seeds, rows, variants,
+# budget (parameters of nbs/train.ipynb);
 # of the sweep: runs, results (folders), threads (of a run), gpu_percent (of a GPU that a run takes),
 # partial (tables of the runs that are finished), studies (several at once, each with its own settings).
 import json, os, shlex, sys

@@ -56,7 +56,7 @@ def expanded(key, path):
 
 def parameters(study, row, seed):
     "What the trainer is given, by name"
-    where = {k: study[k] for k in ("dataset", "data_root", "init_weights") if study[k]}
+    where = {k: study[k].replace("{seed}", str(seed)) for k in ("dataset", "data_root", "init_weights") if study[k]}
     return where | study["budget"] | study["variants"].get(row, dict(row=row)) | dict(seed=seed)
 
 

@@ -188,13 +188,14 @@ def _of_torchvision(kind, num_classes):
     if kind not in known: raise InputError(f"network is 'torchvision.{kind}'; choose from {', '.join(f'torchvision.{k}' for k in known)}")
     return torchvision.models.get_model(kind, weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=False)
 
-# %% ../nbs/03_deeplab.ipynb #a552d006
+# %% ../nbs/03_deeplab.ipynb #b6c84518
 _PARTS = dict(reduce=("conv1", "bn1"), conv3x3=("conv2", "bn2"), increase=("conv3", "bn3"), shortcut=("downsample.0", "downsample.1"), proj=("downsample.0", "downsample.1"))
 
 def checkpoint_layout(
     keys: list[str], # Of a state_dict
-) -> tuple[str, str, dict[str, str]]: # Layout, its style, and our name for each key that has one
+) -> tuple[str, str, dict[str, str]]: # Layout, its style ("" where it tells none), and our name for each key that has one
     "Recognise a checkpoint's layout and translate its keys"
+    if {k.partition(".")[0] for k in keys} in ({"net"}, {"backbone", "head"}, {"backbone", "head", "edge_head"}): return "semeda", "", {k: re.sub(r"^net\.(encoder|backbone)\.", "backbone.", k) for k in keys}
     bare = {k: k.removeprefix("module.").removeprefix("Scale.").removeprefix("base.") for k in keys}
     if any(re.match(r"layer\d\.block\d", b) for b in bare.values()): return "deeplab-pytorch", "caffe", {k: n for k, b in bare.items() if (n := _from_blocks(b))}
     deeplab = any(b.startswith("layer5.conv2d_list.") for b in bare.values()) or any(k.removeprefix("module.").startswith("Scale.") for k in keys)
@@ -207,7 +208,7 @@ def _from_blocks(key):
     if m := re.fullmatch(r"layer([2-5])\.block(\d+)\.(\w+)\.(conv|bn)\.(\w+)", key):
         if m[3] in _PARTS: return f"backbone.layer{int(m[1]) - 1}.{int(m[2]) - 1}.{_PARTS[m[3]][m[4] == 'bn']}.{m[5]}"
 
-# %% ../nbs/03_deeplab.ipynb #b265edc6
+# %% ../nbs/03_deeplab.ipynb #3788cf51
 def init_weights(
     net: DeepLabV2 | OtherNetwork, # Changed in place
     path: str | Path, # Checkpoint in one of the layouts above: `.pth`, `.pt` or `.safetensors`
@@ -216,7 +217,7 @@ def init_weights(
     state, own = _read_state(Path(path)), {re.sub(f"^{re.escape(net.trunk)}", "backbone.", k): v for k, v in net.state_dict().items()}
     layout, style, names = checkpoint_layout(list(state))
     found = {names[k]: v for k, v in state.items() if names.get(k) in own}
-    if not any(k.startswith("backbone.") for k in found): raise InputError(f"init_weights {path} fits no known layout; its first keys are {', '.join(list(state)[:3])}; expected the keys of torchvision, deeplab-resnet or deeplab-pytorch")
+    if not any(k.startswith("backbone.") for k in found): raise InputError(f"init_weights {path} fits no known layout; its first keys are {', '.join(list(state)[:3])}; expected the keys of torchvision, deeplab-resnet, deeplab-pytorch or a run of semeda")
     if style == "caffe" and net.style != style: raise InputError(f"init_weights {path} has the layout of {layout}; expected style {style!r}, not {net.style!r}, which would spoil its weights")
     other_classes = {k for k, v in found.items() if k.startswith("head.") and v.shape != own[k].shape}
     found = {k: v for k, v in found.items() if k not in other_classes}
@@ -232,7 +233,7 @@ def _warn_of_untrained_branches(found, path):
     still = [k for k, v in found.items() if k.startswith("head.") and k.endswith("weight") and abs(v.std() / .01 - 1) < .02 and abs(v.mean()) < 1e-3]
     if {"head.branches.2.weight", "head.branches.3.weight"} <= set(still) and "head.branches.0.weight" not in still: warnings.warn(f"init_weights {path}: branches 2 and 3 of the head look untrained, as in checkpoints of a public implementation that used the first two only", stacklevel=3)
 
-# %% ../nbs/03_deeplab.ipynb #0743c61a
+# %% ../nbs/03_deeplab.ipynb #145c50db
 def _read_state(path):
     if not path.is_file(): raise InputError(f"init_weights {path} does not exist; expected a checkpoint file")
     try:
@@ -241,6 +242,6 @@ def _read_state(path):
             state = load_file(path)
         else: state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e: raise InputError(f"init_weights {path} cannot be read as a checkpoint of tensors: {str(e).splitlines()[0]}") from None
-    if isinstance(state, dict): state = state.get("state_dict", state)
+    if isinstance(state, dict): state = next((state[k] for k in ("state_dict", "net") if isinstance(state.get(k), dict)), state)
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()): raise InputError(f"init_weights {path} is no dictionary of tensors; expected a state_dict")
     return state

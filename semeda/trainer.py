@@ -42,7 +42,7 @@ from .edges import InputError, edge_map
 from .losses import LAMBDAS, LOSSES, TABLE1, EdgeWeightedLoss, PeerLoss, PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss, split_loss
 from .metrics import TrimapIoU
 
-# %% ../nbs/06_trainer.ipynb #0985d11b
+# %% ../nbs/06_trainer.ipynb #8a28ac6a
 def _p(default, help, choices=(), low=None):
     return field(default=default, metadata=dict(help=help, choices=choices, low=low))
 
@@ -72,7 +72,7 @@ class Config:
     output_stride: int = _p(None, "image resolution over feature resolution", (4, 8, 16, 32))
     style: str = _p(None, "where the ResNet has its strides, and how images are scaled; as the initial weights", STYLES)
     batch_norm: str = _p(None, "what of batch-norm is trained", BATCH_NORM)
-    init_weights: str = _p("", "checkpoint with torchvision's ResNet keys")
+    init_weights: str = _p("", "checkpoint with torchvision's ResNet keys, of DeepLab, or checkpoint.pt of a run")
     iterations: int = _p(None, "training steps", low=1)
     batch_size: int = _p(None, "crops a step, over all processes", low=1)
     crop: int = _p(None, "side of a training crop in pixels", low=1)

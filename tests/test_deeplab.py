@@ -193,7 +193,17 @@ def test_untrained_branches_are_told(tmp_path):
         init_weights(DeepLabV2(21, "resnet50", style="caffe"), tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize("make", [lambda: DeepLabV2(5, "resnet18", layers=3, edge_head=True), lambda: OtherNetwork("torchvision.lraspp_mobilenet_v3_large", 5)])
+def test_a_run_goes_on_from_another(tmp_path, make):
+    trained, net = make(), make()
+    torch.save(dict(step=3, net=trained.state_dict(), optimizer={}), tmp_path / "checkpoint.pt")
+    report = init_weights(net, tmp_path / "checkpoint.pt")
+    assert report["layout"] == "semeda" and report["missing"] == report["unused"] == []
+    assert all(torch.equal(a, b) for a, b in zip(trained.state_dict().values(), net.state_dict().values(), strict=True))
+
+
 def test_layout_names():
+    assert checkpoint_layout(["backbone.conv1.weight", "classifier.4.bias"])[0] != "semeda" # torchvision's segmentation networks
     assert checkpoint_layout(["conv1.weight", "fc.bias"])[:2] == ("torchvision", "torchvision")
 
 
