@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.collect import check_result, unpack
 from semeda.edges import InputError
-from semeda.losses import TABLE1
+from semeda.losses import TABLE1, split_loss
 from semeda.metrics import draw_images, scores_of, scores_on_draws
 from semeda.trainer import Config, resolve
 
@@ -94,13 +94,15 @@ class Study:
         return statistics.mean(values) if values else None
 
 
-def row_name(row):
-    "A row of Table 1 in words; a study's own variant as it is called there"
-    if row not in TABLE1: return row
-    r = TABLE1[row]
-    names = dict(ppce="PPCE", ubernet="Ubernet", ppce_edges="PPCE on edges", semeda="SEMEDA")
-    weights = "" if r["lambdas"] is None else f" {r['lambdas'][0]:g}" if r["loss"] != "semeda" else " (" + ", ".join(f"{v:g}" for v in r["lambdas"]) + ")"
-    return names[r["loss"]] + weights + (f" {r['relu']} ReLU" if r["loss"] == "semeda" else "")
+def row_name(row, study=None):
+    "A row of Table 1, or a variant of a study, by the loss that it was trained with"
+    settings = TABLE1[row] if row in TABLE1 else next(iter(study.runs[row].values()))["config"]
+    base, peer = split_loss(settings["loss"])
+    name = dict(ppce="PPCE", ubernet="Ubernet", ppce_edges="PPCE on edges", semeda="SEMEDA", edge_weighted="edge-weighted PPCE")[base]
+    weights = [f"{v:g}" for v in settings["lambdas"] or ()]
+    if base == "semeda": name += f" ({', '.join(weights)}) {settings['relu']} ReLU" + "".join(f", {settings[k]}" for k, usual in dict(norm="l1", reduction="channel_mean").items() if settings.get(k, usual) != usual)
+    elif base != "ppce": name += f" {weights[0]}"
+    return name + (f" + {peer.removesuffix('Loss')}" if peer else "")
 
 
 def shipped_rows(study):
