@@ -178,12 +178,13 @@ def summarise(
         confusion=found["trimap"].counts.sum(dim=0).tolist(), images=len(source.names), class_names=source.class_names,
         config=source.config, fingerprint=found["fingerprint"], **provenance())
 
-# %% ../nbs/08_evaluate.ipynb #24138155
+# %% ../nbs/08_evaluate.ipynb #6bcb4136
 def table(
     head: list[str], # Column titles
     rows: list[list[str]], # Cells; the first column is words, the others are numbers
 ) -> str: # Markdown
     "A table in Markdown"
+    rows = list(rows)
     spans = [max(len(str(r[i])) for r in [head, *rows]) for i in range(len(head))]
     line = lambda row: "| " + " | ".join(str(c).ljust(s) if i == 0 else str(c).rjust(s) for i, (c, s) in enumerate(zip(row, spans))) + " |"
     return "\n".join([line(head), "|" + "|".join("-" * (s + 1) + ("-" if i == 0 else ":") for i, s in enumerate(spans)) + "|", *map(line, rows)])

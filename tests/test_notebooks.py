@@ -54,6 +54,16 @@ def test_outputs_are_kept(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_no_table_is_empty(path):
+    texts = ["".join(cell["source"]) for cell in cells(path) if cell["cell_type"] == "markdown"]
+    texts += ["".join(o["data"]["text/markdown"]) for cell in cells(path) if cell["cell_type"] == "code" for o in cell["outputs"] if "text/markdown" in o.get("data", {})]
+    for text in texts:
+        lines = [*text.splitlines(), ""]
+        for line, below in zip(lines, lines[1:]):
+            if re.fullmatch(r"\|[-:| ]*-[-:| ]*\|", line): assert below.startswith("|"), f"{line} has no row below it"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_every_picture_has_words(path):
     for cell in cells(path):
         for line in re.findall(r"^#\| (fig-alt:.*)$", "".join(cell["source"]), re.M):
