@@ -42,19 +42,24 @@ from .edges import InputError, edge_map
 from .losses import LAMBDAS, LOSSES, TABLE1, EdgeWeightedLoss, PeerLoss, PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss, split_loss
 from .metrics import TrimapIoU
 
-# %% ../nbs/06_trainer.ipynb #8a28ac6a
+# %% ../nbs/06_trainer.ipynb #b701bc84
 def _p(default, help, choices=(), low=None):
     return field(default=default, metadata=dict(help=help, choices=choices, low=low))
 
 @dataclass
-class Config:
-    "Parameters of one run"
+class _Data:
+    "What to train on"
     dataset: str = _p("scenes", "what to train on", DATASETS)
     data_root: str = _p("", "folder of the dataset; not for scenes")
     num_classes: int = _p(0, "number of classes; for dataset folder only", low=0)
     image_size: str = _p(None, "resize images to WIDTHxHEIGHT, such as 240x180; empty: as stored")
     download: bool = _p(False, "let torchvision download voc_aug")
     preset: str = _p("", "named set of defaults; empty: that of the dataset")
+
+# %% ../nbs/06_trainer.ipynb #0b703262
+@dataclass
+class _Loss(_Data):
+    "What to minimise"
     row: str = _p("", "row of the paper's Table 1, table1_01 to table1_14; sets loss, lambdas and relu")
     loss: str = _p("semeda", f"what to minimise: {', '.join(LOSSES)}; or with a loss of segmentation-models-pytorch: smp.NAME, semeda+smp.NAME")
     lambdas: list = _p(None, "SEMEDA's weight of each layer, such as 0,0.25,0; the first is lambda1 of ubernet, ppce_edges and edge_weighted")
@@ -66,6 +71,11 @@ class Config:
     edge_steps: int = _p(600, "training steps of the Edge net", low=1)
     edge_scale: float = _p(8., "scale of the softened labels the Edge net trains on", low=0)
     edge_sigma: float = _p(.2, "noise of the softened labels", low=0)
+
+# %% ../nbs/06_trainer.ipynb #81e664cc
+@dataclass
+class _Network(_Loss):
+    "What to train"
     network: str = _p("deeplab_v2", "deeplab_v2, smp.NAME of segmentation-models-pytorch (smp.Unet), or torchvision.NAME (torchvision.deeplabv3_resnet50)")
     backbone: str = _p(None, "ResNet of DeepLab-v2, or of smp.NAME", BACKBONES)
     layers: int = _p(None, "ResNet layers kept", (2, 3, 4))
@@ -73,6 +83,11 @@ class Config:
     style: str = _p(None, "where the ResNet has its strides, and how images are scaled; as the initial weights", STYLES)
     batch_norm: str = _p(None, "what of batch-norm is trained", BATCH_NORM)
     init_weights: str = _p("", "checkpoint with torchvision's ResNet keys, of DeepLab, or checkpoint.pt of a run")
+
+# %% ../nbs/06_trainer.ipynb #91197a13
+@dataclass
+class _Training(_Network):
+    "How to train and evaluate"
     iterations: int = _p(None, "training steps", low=1)
     batch_size: int = _p(None, "crops a step, over all processes", low=1)
     crop: int = _p(None, "side of a training crop in pixels", low=1)
@@ -86,6 +101,11 @@ class Config:
     warmup: int = _p(None, "steps over which the rate rises to lr", low=0)
     max_width: int = _p(None, "trimap widths 1..max_width are evaluated", low=1)
     void: str = _p(None, "boundaries at void, in evaluation", ("ignore", "label"))
+
+# %% ../nbs/06_trainer.ipynb #fe064237
+@dataclass
+class Config(_Training):
+    "Parameters of one run"
     device: str = _p("auto", "cpu, cuda, or auto", ("auto", "cpu", "cuda"))
     devices: int = _p(1, "processes on each machine, each with a GPU of its own where there are GPUs; under torchrun, srun and fabric run: as many as they started", low=1)
     num_nodes: int = _p(1, "machines; as for devices", low=1)

@@ -116,6 +116,11 @@ def test_turns_rotate_and_ratios_are_within_a_round():
     assert (a["ratio"], b["ratio"], b["ms"], b["q1"], b["rounds"]) == pytest.approx((1, 2, 9, 7.5, 4)) and b["times_floor"] == pytest.approx(1.8) and "times_floor" not in a
 
 
+def test_a_turn_of_several_calls_counts_their_median():
+    took = iter([9., 1., 2., 3., 8., 5., 4.]) # the first to warm up
+    assert timing.take_turns(dict(a=lambda: next(took)), timing.parse(timing.parser("x", "", 2, 60.), []), warm=1, calls=3)["a"] == [2000, 5000]
+
+
 def test_peak_of_memory_counts_live_tensors():
     x = torch.randn(256, 1024)
     assert timing.peak_extra(lambda: x + 1, "cpu") == pytest.approx(2**20, abs=4096)

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import sweep
 from benchmarks.collect import check_result, collect, committed, pack, unpack
-from benchmarks.tables import Study, over_seeds_and_images, verdict
+from benchmarks.tables import Study, over_seeds_and_images, row_name, verdict
 from semeda.edges import InputError
 from semeda.metrics import paired_bootstrap
 from tests.conftest import ROOT, run, snapshot, write_camvid
@@ -169,6 +169,19 @@ def test_committed_results_are_what_their_names_say():
     for path, study in committed():
         row, _, seed = path.stem.rpartition("-s")
         check_result(json.loads(path.read_text()), study["study"], path.stem, sweep.parameters(study, row, int(seed)) if row in [*study["variants"], *sweep.TARGETS["table1"]] and seed.isdecimal() else None)
+
+
+def test_initial_weights_of_each_seed(tmp_path):
+    [study] = sweep.studies(study_in(tmp_path, init_weights=str(tmp_path / "w-s{seed}.pt")), "table1")
+    assert [sweep.parameters(study, "table1_01", seed)["init_weights"] for seed in (0, 12)] == [str(tmp_path / f"w-s{seed}.pt") for seed in (0, 12)]
+
+
+def test_rows_are_named_by_their_loss():
+    study = Study.__new__(Study)
+    study.runs = {name: {0: dict(config=dict(loss=loss, lambdas=[0., .25, 0.], relu="before", norm=norm, reduction="channel_mean"))}
+                  for name, (loss, norm) in dict(a=("semeda+smp.DiceLoss", "l1"), b=("semeda", "l2"), c=("smp.LovaszLoss", "l1")).items()}
+    assert [row_name(row, study) for row in "abc"] == ["SEMEDA (0, 0.25, 0) before ReLU + Dice", "SEMEDA (0, 0.25, 0) before ReLU, l2", "PPCE + Lovasz"]
+    assert row_name("table1_05") == "PPCE on edges 1"
 
 
 def test_studies_can_be_run(monkeypatch, tmp_path):
