@@ -99,7 +99,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'semeda.edges._edges_on_cpu': ('nbs/edges.html#_edges_on_cpu', 'semeda/edges.py'),
                               'semeda.edges._neighbours_differ': ('nbs/edges.html#_neighbours_differ', 'semeda/edges.py'),
                               'semeda.edges._not_uniform': ('nbs/edges.html#_not_uniform', 'semeda/edges.py'),
-                              'semeda.edges._of_three': ('nbs/edges.html#_of_three', 'semeda/edges.py'),
+                              'semeda.edges._of_nine': ('nbs/edges.html#_of_nine', 'semeda/edges.py'),
                               'semeda.edges._pairs': ('nbs/edges.html#_pairs', 'semeda/edges.py'),
                               'semeda.edges.chessboard_distance': ('nbs/edges.html#chessboard_distance', 'semeda/edges.py'),
                               'semeda.edges.edge_distance': ('nbs/edges.html#edge_distance', 'semeda/edges.py'),

@@ -17,22 +17,27 @@ class InputError(ValueError):
     "Bad input, told in one line: the thing, its value and what was expected"
     def _render_traceback_(self): return [f"{type(self).__name__}: {self}"]
 
-# %% ../nbs/00_edges.ipynb #a8162bc1
+# %% ../nbs/00_edges.ipynb #fd9fd6b9
 def _not_uniform(x: np.ndarray): # contiguous, shape (B, H, W)
     "Where the 3x3 pixels around hold more than one label"
-    differ, edge = np.empty(x.shape, bool), np.empty(x.shape, bool)
-    flat, right, row = x.reshape(-1), differ.reshape(-1), edge.reshape(-1)
-    np.not_equal(flat[:-1], flat[1:], out=right[:-1])
-    differ[:, :, -1:] = False
-    np.bitwise_or(right[:-1], right[1:], out=row[1:])
-    row[:1] = right[:1]
-    if x.shape[1] < 2: return edge
-    below = differ[:, :-1] # its rows have been used
-    np.not_equal(x[:, :-1], x[:, 1:], out=below)
-    below |= edge[:, :-1]
-    below |= edge[:, 1:]
-    np.bitwise_or(below[:, :-1], below[:, 1:], out=edge[:, 1:-1])
-    edge[:, 0], edge[:, -1] = below[:, 0], below[:, -1]
+    _, height, width = x.shape
+    if x.size == 0: return np.zeros(x.shape, bool)
+    if min(height, width) < 2: return _not_uniform(np.pad(x, ((0, 0), (0, height < 2), (0, width < 2)), "edge"))[:, :height, :width].copy()
+    differ, dtype = (np.bitwise_xor, x.dtype) if x.itemsize == 1 else (np.not_equal, bool)
+    squares, pairs = np.empty(x.shape, dtype), np.empty(x.shape, dtype)
+    flat, square, pair = x.reshape(-1), squares.reshape(-1), pairs.reshape(-1)
+    upper, lower = slice(None, -width), slice(width, None)
+    differ(flat[:-1], flat[1:], out=pair[:-1])
+    differ(flat[upper], flat[lower], out=square[upper])
+    square[upper] |= pair[upper]
+    square[upper] |= pair[lower]
+    squares[:, :, -1] = 0
+    squares[:, -1] = 0
+    np.bitwise_or(square[:-1], square[1:], out=pair[1:])
+    pair[0] = square[0]
+    edge = squares.view(bool) # in their place
+    np.logical_or(pair[upper], pair[lower], out=edge.reshape(-1)[lower])
+    edge[:, 0] = pairs[:, 0]
     return edge
 
 # %% ../nbs/00_edges.ipynb #542fc25f
@@ -52,23 +57,25 @@ def _neighbours_differ(labels: Tensor, known: Tensor):
         edge_b |= differ
     return edge
 
-# %% ../nbs/00_edges.ipynb #ed1d90b7
-def _of_three(of, x: np.ndarray, axis: int):
-    "`of` each pixel and its two neighbours along an axis of (B, H, W)"
-    shift, pair, three = 1 if axis == 2 else x.shape[2], np.empty_like(x), np.empty_like(x)
-    of(x.reshape(-1)[:-shift], x.reshape(-1)[shift:], out=pair.reshape(-1)[:-shift])
-    pair.swapaxes(0, axis)[-1:] = x.swapaxes(0, axis)[-1:]
-    of(pair.reshape(-1)[:-shift], pair.reshape(-1)[shift:], out=three.reshape(-1)[shift:])
-    three.swapaxes(0, axis)[:1] = pair.swapaxes(0, axis)[:1]
-    return three
+# %% ../nbs/00_edges.ipynb #ff131774
+def _of_nine(of, x, pair, nine): # all contiguous, shape (B, H, W)
+    "`of` the 3x3 pixels around each, written to `nine`, which may be `x`"
+    for x, axis, shift in ((x, 2, 1), (nine, 1, x.shape[2])):
+        of(x.reshape(-1)[:-shift], x.reshape(-1)[shift:], out=pair.reshape(-1)[:-shift])
+        pair.swapaxes(0, axis)[-1:] = x.swapaxes(0, axis)[-1:]
+        of(pair.reshape(-1)[:-shift], pair.reshape(-1)[shift:], out=nine.reshape(-1)[shift:])
+        nine.swapaxes(0, axis)[:1] = pair.swapaxes(0, axis)[:1]
+    return nine
 
-def _bytes_differ(x: np.ndarray, void: np.ndarray): # uint8, and 255 where void else 0, shape (B, H, W)
+def _bytes_differ(x: np.ndarray, void: int): # uint8, shape (B, H, W)
     "Where the known of the 3x3 pixels around hold more than one label; anything on void"
-    largest = _of_three(np.maximum, _of_three(np.maximum, x & ~void, 2), 1)
-    smallest = _of_three(np.minimum, _of_three(np.minimum, x | void, 2), 1)
-    return largest != smallest
+    last = x if void == 255 else x - np.uint8(void + 1) # 255 where void
+    first, pair = last + np.uint8(1), np.empty_like(x) # 0 where void
+    largest, smallest = _of_nine(np.maximum, first, pair, first), _of_nine(np.minimum, last, pair, np.empty_like(x))
+    smallest += 1
+    return np.not_equal(largest, smallest, out=pair.view(bool))
 
-# %% ../nbs/00_edges.ipynb #d203baa9
+# %% ../nbs/00_edges.ipynb #e3cde3d0
 def edge_map(
     labels: Tensor, # Class of each pixel, any integer dtype, shape (..., H, W)
     ignore_index: int = 255, # Label of void pixels
@@ -88,9 +95,9 @@ def _edges_on_cpu(labels, ignore_index, void):
     none = void == "label" or x.max(initial=0) < ignore_index # void often has the largest number, and that is quick to know
     unknown = None if none else x == ignore_index
     if none or not unknown.any(): return _not_uniform(x).view(np.uint8).reshape(labels.shape)
-    filled = -unknown.view(np.uint8) # 0 - 1 is 255
-    edge = _bytes_differ(x, filled) if x.dtype == np.uint8 else _neighbours_differ(torch.from_numpy(x), torch.from_numpy(~unknown)).numpy()
-    return (edge.view(np.uint8) | filled).reshape(labels.shape)
+    edge = (_bytes_differ(x, ignore_index) if x.dtype == np.uint8 else _neighbours_differ(torch.from_numpy(x), torch.from_numpy(~unknown)).numpy()).view(np.uint8)
+    edge |= np.negative(unknown.view(np.uint8)) # 0 - 1 is 255
+    return edge.reshape(labels.shape)
 
 # %% ../nbs/00_edges.ipynb #7ddbcd74
 def _check_labels(labels, void):

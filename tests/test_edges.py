@@ -72,14 +72,17 @@ def test_no_edge_at_all():
     assert (edge_distance(labels, 7) == 7).all()
 
 
-def test_batches_and_dtypes():
-    labels = torch.randint(0, 3, (2, 5, 6, 7))
+@pytest.mark.parametrize("shape", [(2, 5, 6, 7), (2, 5, 6, 1), (2, 5, 1, 7), (2, 5, 2, 2)])
+def test_batches_and_dtypes(shape):
+    labels = torch.randint(0, 3, shape)
     whole = edge_map(labels)
-    for dtype in (torch.uint8, torch.int16, torch.int32):
-        assert torch.equal(edge_map(labels.to(dtype)), whole)
+    assert torch.equal(whole, torch.stack([torch.from_numpy(brute_edges(image, "label")) for image in labels.flatten(0, 1).numpy()]).view(shape))
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        assert torch.equal(edge_map(labels.to(dtype)), whole) and edge_map(labels.to(dtype)).is_contiguous()
     assert torch.equal(edge_map(labels[1, 2]), whole[1, 2])
-    negative = torch.where(labels == 2, -100, labels)
-    assert torch.equal(edge_map(negative, ignore_index=-100), edge_map(torch.where(labels == 2, 255, labels)))
+    usual = edge_map(torch.where(labels == 2, 255, labels))
+    for void, dtype in ((-100, torch.int64), (-100, torch.int8), (2, torch.uint8), (9, torch.uint8), (255, torch.uint8), (2, torch.int64)):
+        assert torch.equal(edge_map(torch.where(labels == 2, void, labels).to(dtype), ignore_index=void), usual)
 
 
 @pytest.mark.parametrize("call, words", [
