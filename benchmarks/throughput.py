@@ -5,7 +5,7 @@
 The same network (DeepLab-v2 on ResNet-18), the same crops of the built-in scenes in the same order and the same PPCE,
 from the same weights: `Run.fit` with its own settings (a row of history every 10 steps, a checkpoint every 100 and at the end),
 but without validation, which the others have not; a plain PyTorch loop; `TrainEpoch` of
-segmentation-models-pytorch; and a LightningModule under `lightning.Trainer`, where it is installed. A turn
+segmentation-models-pytorch; and a LightningModule under `lightning.Trainer` (the extra `semeda[bench]`). A turn
 trains for all steps; the weights after a few steps are checked to agree,
 with `TrainEpoch` at a constant learning rate, since it knows no schedule.
 
@@ -105,7 +105,7 @@ class Contest:
         self.begin()
         accelerator = "gpu" if self.device.type == "cuda" else "cpu"
         lightning.Trainer(accelerator=accelerator, devices=1, precision=self.config.precision, max_steps=self.config.iterations, max_epochs=1, default_root_dir=self.run.folder / "lightning",
-                          log_every_n_steps=self.config.log_every, enable_progress_bar=False, enable_model_summary=False).fit(Module(), self.loader())
+                          log_every_n_steps=min(self.config.log_every, self.config.iterations), enable_progress_bar=False, enable_model_summary=False).fit(Module(), self.loader())
         self.net.to(self.device)
 
     def ways(self):
@@ -115,7 +115,7 @@ class Contest:
         elif self.config.precision != "32-true": missing[SMP] = "cannot: has no mixed precision"
         else: found[SMP] = self.smp
         if importlib.util.find_spec("lightning"): found[LIGHTNING] = self.lightning
-        else: missing[LIGHTNING] = "not installed: pip install lightning"
+        else: missing[LIGHTNING] = "not installed: pip install 'semeda[bench]'"
         return found, missing
 
     def check(self, ways, tolerance):
@@ -136,7 +136,7 @@ class Contest:
 
 
 def main(argv=None):
-    found = parser("throughput", __doc__, 5, 60.)
+    found = parser("throughput", __doc__, 12, 240.)
     found.add_argument("--steps", type=int, help="training steps a turn [25; on a GPU 200]")
     found.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed"))
     found.add_argument("--workers", type=int, help="of the data loaders [0; on a GPU 8]")

@@ -57,12 +57,13 @@ def _neighbours_differ(labels: Tensor, known: Tensor):
         edge_b |= differ
     return edge
 
-# %% ../nbs/00_edges.ipynb #ff131774
+# %% ../nbs/00_edges.ipynb #80e4ef61
 def _of_nine(of, x, pair, nine): # all contiguous, shape (B, H, W)
     "`of` the 3x3 pixels around each, written to `nine`, which may be `x`"
-    for x, axis, shift in ((x, 2, 1), (nine, 1, x.shape[2])):
-        of(x.reshape(-1)[:-shift], x.reshape(-1)[shift:], out=pair.reshape(-1)[:-shift])
-        pair.swapaxes(0, axis)[-1:] = x.swapaxes(0, axis)[-1:]
+    for of_one, axis, shift in ((x, 2, 1), (nine, 1, x.shape[2])):
+        flat = of_one.reshape(-1)
+        of(flat[:-shift], flat[shift:], out=pair.reshape(-1)[:-shift])
+        pair.swapaxes(0, axis)[-1:] = of_one.swapaxes(0, axis)[-1:]
         of(pair.reshape(-1)[:-shift], pair.reshape(-1)[shift:], out=nine.reshape(-1)[shift:])
         nine.swapaxes(0, axis)[:1] = pair.swapaxes(0, axis)[:1]
     return nine

@@ -87,7 +87,7 @@ def test_pipeline(tmp_path):
     assert all(row["images_per_second"] > 0 for row in record["rows"])
 
 
-@pytest.mark.filterwarnings("ignore:`smp.utils`:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`smp.utils`:DeprecationWarning", "ignore::UserWarning:lightning", "ignore:`isinstance.treespec")
 def test_throughput(tmp_path):
     record = quick(throughput, tmp_path)
     assert {throughput.OURS, throughput.PLAIN, throughput.FLOOR} <= ways(record)
