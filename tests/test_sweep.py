@@ -1,10 +1,10 @@
 """Sweeps: killed and started again, with a run that fails, collected into results, and into a table."""
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 
 import pytest
@@ -17,7 +17,7 @@ from semeda.edges import InputError
 from semeda.metrics import paired_bootstrap
 from tests.conftest import ROOT, run, snapshot, write_camvid
 
-BUDGET = dict(image_size="", layers=2, output_stride=4, iterations=3, batch_size=2, crop=16, edge_steps=5, val_every=0, checkpoint_every=1, log_every=1, max_width=3)
+BUDGET = dict(image_size="", layers=2, output_stride=4, iterations=8, batch_size=2, crop=16, edge_steps=5, val_every=0, checkpoint_every=1, log_every=1, max_width=3)
 ROWS = ("table1_01", "table1_02", "table1_11")
 STUDY = dict(study="tiny", dataset="camvid", rows=list(ROWS), budget=BUDGET, variants=dict(diverges=dict(loss="ppce", lr=1e30)))
 
@@ -41,6 +41,20 @@ def wait_for(condition, process, seconds=300):
         time.sleep(.01)
 
 
+def kill_tree(process):
+    "SIGKILL for a process and for all that it started: a notebook's kernel has a session of its own and would train on"
+    import psutil # ipykernel brings it
+
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        everything = [parent, *parent.children(recursive=True)]
+        for one in everything:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(everything, timeout=60)
+    process.communicate()
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     "A sweep that was killed with one run finished and another at its first checkpoint; what was there then"
@@ -53,9 +67,7 @@ def killed(tmp_path_factory):
     try:
         wait_for(lambda: list(runs.glob("*/metrics.json")) and half(), process)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    time.sleep(2) # a notebook's kernel looks for its parent every second
+        kill_tree(process)
     [interrupted] = half()
     [finished] = [p.parent for p in runs.glob("*/metrics.json")]
     return folder, finished, interrupted
@@ -80,7 +92,7 @@ def test_killed_sweep_finishes_without_repeating_a_run(finished):
     assert all((folder / "runs" / "tiny" / f"{row}-s0" / "metrics.json").is_file() for row in ROWS), done.stderr[-3000:]
     timed = json.loads((interrupted / "metrics.json").read_text())["cost"]["steps_timed"]
     assert checkpoint >= 1 and timed == BUDGET["iterations"] - checkpoint # went on from its checkpoint
-    assert "4 runs, 1 finished, 3 to go" in done.stderr and f"from step {checkpoint} of 3" in done.stderr
+    assert "4 runs, 1 finished, 3 to go" in done.stderr and f"from step {checkpoint} of {BUDGET['iterations']}" in done.stderr
 
 
 def test_a_failing_run_does_not_stop_the_others(finished):
@@ -98,11 +110,11 @@ def test_dry_run_prints_the_plan_and_writes_nothing(finished):
     before = snapshot(folder / "runs")
     done = run(*command)
     assert done.returncode == 0 and snapshot(folder / "runs") == before
-    assert "6 runs, 3 finished, 3 to go: about" in done.stderr and "runs/tiny/table1_11-s1  3 steps" in done.stderr
+    assert "6 runs, 3 finished, 3 to go: about" in done.stderr and f"runs/tiny/table1_11-s1  {BUDGET['iterations']} steps" in done.stderr
 
 
 @pytest.mark.parametrize("config, line", [
-    (dict(budget=dict(BUDGET, iterations=4)), "holds another run: iterations 3 instead of 4"),
+    (dict(budget=dict(BUDGET, iterations=9)), "holds another run: iterations 8 instead of 9"),
     (dict(rows=["table1_15"]), "row is 'table1_15'; choose from table1_01"),
     (dict(seed=1), "unknown setting 'seed'; choose from study, dataset"),
     (dict(budget=dict(iteration=4)), "unknown parameter 'iteration'; choose from dataset"),
@@ -163,8 +175,8 @@ def test_result_that_is_not_what_its_name_says_is_refused(result, name, change, 
 def test_result_of_another_budget_is_refused(result):
     record = json.loads(result[0].read_text())
     check_result(record, "tiny", "table1_01-s0", result[1])
-    with pytest.raises(InputError, match="has iterations 3; expected 4"):
-        check_result(record, "tiny", "table1_01-s0", result[1] | dict(iterations=4))
+    with pytest.raises(InputError, match="has iterations 8; expected 9"):
+        check_result(record, "tiny", "table1_01-s0", result[1] | dict(iterations=9))
 
 
 def test_committed_results_are_what_their_names_say():
