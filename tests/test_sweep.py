@@ -43,7 +43,7 @@ def wait_for(condition, process, seconds=300):
 
 def kill_tree(process):
     "SIGKILL for a process and for all that it started: a notebook's kernel has a session of its own and would train on"
-    import psutil # ipykernel brings it
+    import psutil
 
     with suppress(psutil.NoSuchProcess):
         parent = psutil.Process(process.pid)
