@@ -5,7 +5,8 @@
 #   snakemake table1 --configfile benchmarks/studies/camvid.yaml --profile profiles/slurm
 #
 # A run is finished when its metrics.json is there; finished runs are never run again, interrupted
-# ones go on from their checkpoint, and one that fails does not stop the others. Settings of a study:
+# ones go on from their checkpoint, and one that fails does not stop the others. One that diverges fails
+# once; started again, the sweep notes that in the results and goes on to the table. Settings of a study:
 # study, dataset, data_root, init_weights ({seed} in it stands for the seed), seeds, rows, variants,
 # budget (parameters of nbs/train.ipynb);
 # of the sweep: runs, results (folders), threads (of a run), gpu_percent (of a GPU that a run takes),
@@ -33,7 +34,9 @@ BY_NAME = {study["study"]: study for studies in STUDIES.values() for study in st
 
 def wanted(target):
     runs = sweep.runs(STUDIES[target])
-    return [r for r in runs if sweep.is_finished(sweep.run_folder(*r, RUNS))] if SETTINGS["partial"] else runs
+    return [r for r in runs if sweep.outcome(sweep.run_folder(*r, RUNS)).is_file()] if SETTINGS["partial"] else runs
+
+def figured(): return [folder for r in wanted("figure5") if not sweep.has_diverged(folder := sweep.run_folder(*r, RUNS))]
 
 def results(target): return [f"{RESULTS}/{study['study']}/{row}-s{seed}.json" for study, row, seed in wanted(target)]
 
@@ -71,7 +74,7 @@ rule run:
     shell: PYTHON + " -m benchmarks.sweep {params.folder:q} {params.given} > {log:q} 2>&1"
 
 rule collect:
-    input: f"{RUNS}/{{study}}/{{row}}-s{{seed}}/metrics.json"
+    input: lambda w: str(sweep.outcome(Path(RUNS)/w.study/f"{w.row}-s{w.seed}"))
     output: f"{RESULTS}/{{study}}/{{row}}-s{{seed}}.json"
     params: folder=subpath(input[0], parent=True), given=given
     log: f"{RUNS}/{{study}}/{{row}}-s{{seed}}.collect.log"
@@ -90,10 +93,10 @@ rule table:
         " && {PYTHON} -m nbconvert --log-level WARN --to html --template classic --no-input {params.notebook:q}) > {log:q} 2>&1"
 
 rule figure:
-    input: runs=lambda w: [f"{sweep.run_folder(*r, RUNS)}/metrics.json" for r in wanted("figure5")], notebook=ancient(ROOT/"nbs"/"paper"/"figure5.ipynb")
+    input: runs=lambda w: [f"{folder}/metrics.json" for folder in figured()], notebook=ancient(ROOT/"nbs"/"paper"/"figure5.ipynb")
     output: f"{RUNS}/figure5-{{name}}.html"
     params:
-        folders=lambda w: ",".join(os.path.abspath(sweep.run_folder(*r, RUNS)) for r in wanted("figure5")),
+        folders=lambda w: ",".join(map(os.path.abspath, figured())),
         notebook=f"{RUNS}/figure5-{{name}}.ipynb", folder=os.path.abspath(f"{RUNS}/figures")
     log: f"{RUNS}/figure5-{{name}}.log"
     shell:

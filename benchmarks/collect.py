@@ -4,8 +4,8 @@
 
 The file holds configuration, versions, commit, data fingerprint, hardware, seconds a step and all
 metrics, with the class counts of each validation image in compact form. The run is evaluated for
-that in runs/STUDY/ROW-sSEED.evaluation/, unless it was. Nothing in the file names a place on this
-machine.
+that in runs/STUDY/ROW-sSEED.evaluation/, unless it was. Of a run that diverged the file holds the
+step and the error instead. Nothing in the file names a place on this machine.
 """
 import argparse
 import base64
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.sweep import ROOT
+from benchmarks.sweep import ROOT, has_diverged
 from semeda.edges import InputError
 from semeda.evaluate import evaluate_run, load_counts
 from semeda.losses import TABLE1
@@ -52,29 +52,42 @@ def check_result(record, study, name, given=None):
     for key in [*given, *(("loss", "lambdas") if row in TABLE1 else ()), *(("relu",) if TABLE1.get(row, {}).get("relu") else ())]:
         value = os.path.basename(expected[key]) if key == "edge_net" else expected[key]
         if record["config"].get(key) != value: raise InputError(f"{here} has {key} {record['config'].get(key)}; expected {value}, as its name says")
+    if "diverged" in record: return
     images = record["counts"]["shape"][0]
     if images != record["val_images"]: raise InputError(f"{here} has counts of {images} images; expected {record['val_images']}")
 
 
 def collect(folder, out, given=None):
-    "Write a finished run's result"
+    "Write the result of a run that has finished or diverged"
     folder, out = Path(folder), Path(out)
+    if has_diverged(folder): return _write(out, _about(folder, out) | dict(diverged=json.loads((folder / "diverged.json").read_text())), given)
     if not (folder / "metrics.json").is_file(): raise InputError(f"run folder {folder} has no metrics.json; expected a finished run")
-    run, metrics = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "metrics"))
+    metrics = json.loads((folder / "metrics.json").read_text())
     evaluation = folder.with_name(f"{folder.name}.evaluation")
     if not _is_of(evaluation, metrics):
         changes = {k: given[k] for k in ("data_root", "init_weights") if given and given.get(k)}
-        evaluate_run(folder, evaluation, run["config"]["max_width"], **changes)
+        evaluate_run(folder, evaluation, json.loads((folder / "config.json").read_text())["config"]["max_width"], **changes)
     measured, (counts, about) = json.loads((evaluation / "metrics.json").read_text()), load_counts(evaluation)
     if abs(measured["miou"] - metrics["miou"]) > .005: raise InputError(f"{folder} evaluates to mIoU {measured['miou']:.4f} but its metrics.json has {metrics['miou']:.4f}; expected the same")
     with open(evaluation / "images.csv", newline="", encoding="utf-8") as file: rows = list(csv.DictReader(file))
     with open(folder / "history.csv", newline="") as file: validated = [{k: float(r[k]) for k in ("step", "val_miou", "val_boundary_miou")} for r in csv.DictReader(file) if r["val_miou"]]
+    record = _about(folder, out)
+    record |= dict(labels=about["labels"], val_images=len(counts), class_names=about["class_names"],
+                   metrics={k: v for k, v in metrics.items() if k != "cost"}, cost=metrics["cost"], validated=validated,
+                   evaluation={k: measured[k] for k in ("boundary_iou", "boundary_iou_per_class", "structure", "git_commit")},
+                   images={k: [int(r[k]) for r in rows] for k in ("excess_holes", "excess_fragments")}, counts=pack(counts))
+    return _write(out, record, given)
+
+
+def _about(folder, out):
+    "What a run was, without places on this machine"
+    run = json.loads((folder / "config.json").read_text())
     config = {k: v for k, v in run["config"].items() if k not in MACHINE} | {k: os.path.basename(run["config"][k]) for k in ("init_weights", "edge_net")}
-    record = dict(study=out.parent.name, name=out.stem, config=config, data=run["data"], labels=about["labels"], val_images=len(counts), class_names=about["class_names"],
-                  **{k: run.get(k) for k in ("versions", "git_commit", "platform", "cpu_threads", "device", "initial_weights", "edge_net")},
-                  metrics={k: v for k, v in metrics.items() if k != "cost"}, cost=metrics["cost"], validated=validated,
-                  evaluation={k: measured[k] for k in ("boundary_iou", "boundary_iou_per_class", "structure", "git_commit")},
-                  images={k: [int(r[k]) for r in rows] for k in ("excess_holes", "excess_fragments")}, counts=pack(counts))
+    about = {k: run.get(k) for k in ("versions", "git_commit", "platform", "cpu_threads", "device", "initial_weights", "edge_net")}
+    return dict(study=out.parent.name, name=out.stem, config=config, data=run["data"], **about)
+
+
+def _write(out, record, given):
     check_result(record, out.parent.name, out.stem, given)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, record)
@@ -101,7 +114,7 @@ def committed(root=ROOT / "results"):
 
 def main():
     parser = argparse.ArgumentParser("benchmarks.collect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("run", type=Path, help="folder of a run that has finished or diverged")
     parser.add_argument("out", type=Path, help="file to write, STUDY/ROW-sSEED.json")
     parser.add_argument("--given", type=json.loads, help="what the study gives the run, as JSON")
     args = parser.parse_args()

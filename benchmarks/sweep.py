@@ -5,7 +5,7 @@
 The Snakefile builds its jobs from here. A study is a dictionary, from benchmarks/studies/NAME.yaml
 or the command line; a run of it is a row of Table 1, or a variant that the study defines, with a
 seed: runs/STUDY/ROW-sSEED. A run is finished when its metrics.json is there, which the trainer
-writes last and in one step.
+writes last and in one step; one whose loss was not finite any more has a diverged.json instead.
 """
 import csv
 import fcntl
@@ -73,6 +73,15 @@ def is_finished(folder):
     return (folder / "metrics.json").is_file()
 
 
+def has_diverged(folder):
+    return (folder / "diverged.json").is_file() and not is_finished(folder)
+
+
+def outcome(folder):
+    "The file that tells how a run has ended, or will"
+    return folder / ("diverged.json" if has_diverged(folder) else "metrics.json")
+
+
 def steps_done(folder):
     "Of an interrupted run: the step of its checkpoint, at most"
     if not (folder / "checkpoint.pt").is_file() or not (folder / "history.csv").is_file(): return 0
@@ -96,7 +105,8 @@ def failures(studies, target, settings):
     jobs = []
     for run in runs(studies):
         folder = run_folder(*run, settings["runs"])
-        jobs += [(folder / "metrics.json", log_file(folder)), (run_folder(*run, settings["results"]).with_name(folder.name + ".json"), folder.with_name(folder.name + ".collect.log"))]
+        result = run_folder(*run, settings["results"]).with_name(folder.name + ".json")
+        jobs += [(result if has_diverged(folder) else folder / "metrics.json", log_file(folder)), (result, folder.with_name(folder.name + ".collect.log"))]
     jobs += [(log.with_suffix(".html"), log) for log in sorted(Path(settings["runs"]).glob(f"{target}-*.log"))]
     return [f"{log}: {last_line(log)}" for file, log in jobs if log.is_file() and not file.is_file()]
 
@@ -135,12 +145,16 @@ def duration(seconds):
 
 def plan(studies, where="runs", jobs=1):
     "The runs, their state and the time that the rest takes, as lines; raises ValueError for a study that cannot be run"
-    lines, total, unknown, left = [], 0., 0, 0
+    lines, total, unknown, left, diverged = [], 0., 0, 0, 0
     width = max(len(str(run_folder(*run, where))) for run in runs(studies))
     for run in runs(studies):
         folder, config = run_folder(*run, where), check(*run, where)
         if is_finished(folder):
             lines.append(f"{str(folder):{width}}  finished")
+            continue
+        if has_diverged(folder):
+            lines.append(f"{str(folder):{width}}  diverged at step {json.loads(outcome(folder).read_text())['step']}")
+            diverged += 1
             continue
         done, seconds, left = steps_done(folder), seconds_per_step(*run, config, where), left + 1
         state = f"from step {done} of {config.iterations}" if done else f"{config.iterations} steps"
@@ -149,7 +163,8 @@ def plan(studies, where="runs", jobs=1):
         lines.append(f"{str(folder):{width}}  {state:22}  {'about ' + duration(cost) if seconds is not None else 'time unknown until a run has finished'}")
     several = f", {jobs} at a time" if jobs > 1 else ""
     time = "" if not left else f": about {duration(total / jobs)}{several}" if not unknown else f": time of {unknown} unknown" + (f", the others about {duration(total / jobs)}{several}" if total else "")
-    return [*lines, f"{len(lines)} runs, {len(lines) - left} finished, {left} to go{time}"]
+    ended = f"{len(lines) - left - diverged} finished" + f", {diverged} diverged" * bool(diverged)
+    return [*lines, f"{len(lines)} runs, {ended}, {left} to go{time}"]
 
 
 def command(folder, given):

@@ -19,19 +19,21 @@ METHOD = ("row", "loss", "lambdas", "relu", "seed") # parameters in which the ro
 
 
 def load_study(folder):
-    "Results of a study: row -> seed -> record with `counts` as a tensor; refuses runs that cannot be compared"
-    folder, found = Path(folder), {}
+    "Results of a study: row -> seed -> record with `counts` as a tensor, and the like of runs that diverged; refuses runs that cannot be compared"
+    folder, found, diverged = Path(folder), {}, {}
     for path in sorted(folder.glob("*-s*.json")):
         record = json.loads(path.read_text())
         row, _, seed = path.stem.rpartition("-s")
         if row in TABLE1: check_result(record, folder.name, path.stem)
-        found.setdefault(row, {})[int(seed)] = record | dict(counts=unpack(record["counts"]), config=asdict(Config()) | record["config"]) # an older version had fewer parameters
+        record["config"] = asdict(Config()) | record["config"] # an older version had fewer parameters
+        if "diverged" in record: diverged.setdefault(row, {})[int(seed)] = record
+        else: found.setdefault(row, {})[int(seed)] = record | dict(counts=unpack(record["counts"]))
     records = [r for seeds in found.values() for r in seeds.values()]
     for other in records[1:]:
         differ = [key for key in ("labels", "data") if other[key] != records[0][key]]
         differ += [key for key, value in other["config"].items() if _in_table(other) and _in_table(records[0]) and key not in METHOD and value != records[0]["config"].get(key)]
         if differ: raise InputError(f"results {records[0]['name']} and {other['name']} of study {folder.name} differ in {', '.join(differ)}; expected runs on the same data with the same budget")
-    return found
+    return found, diverged
 
 
 def _in_table(record):
@@ -65,7 +67,16 @@ def over_seeds_and_images(values, draws, level=.95, seed=0):
 class Study:
     "The runs of a study and the differences between its rows"
     def __init__(self, folder, resamples=2000):
-        self.folder, self.runs, self.resamples, self._draws = Path(folder), load_study(folder), resamples, {}
+        self.folder, self.resamples, self._draws = Path(folder), resamples, {}
+        self.runs, self.diverged = load_study(folder)
+
+    def rows(self):
+        "Those of Table 1 in its order, then the others"
+        mine = {*self.runs, *self.diverged}
+        return [*(row for row in TABLE1 if row in mine), *sorted(mine - set(TABLE1))]
+
+    def config(self, row):
+        return next(iter((self.runs.get(row) or self.diverged[row]).values()))["config"]
 
     def draws(self, row, seed):
         if (row, seed) not in self._draws: self._draws[row, seed] = draws_of(self.runs[row][seed], self.resamples)
@@ -96,7 +107,7 @@ class Study:
 
 def row_name(row, study=None):
     "A row of Table 1, or a variant of a study, by the loss that it was trained with"
-    settings = TABLE1[row] if row in TABLE1 else next(iter(study.runs[row].values()))["config"]
+    settings = TABLE1[row] if row in TABLE1 else study.config(row)
     base, peer = split_loss(settings["loss"])
     name = dict(ppce="PPCE", ubernet="Ubernet", ppce_edges="PPCE on edges", semeda="SEMEDA", edge_weighted="edge-weighted PPCE")[base]
     weights = [f"{v:g}" for v in settings["lambdas"] or ()]

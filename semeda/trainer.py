@@ -360,7 +360,7 @@ def _together(self: Run, work, rank_zero_first=False):
 
 Run._together = _together
 
-# %% ../nbs/06_trainer.ipynb #a97e8e30
+# %% ../nbs/06_trainer.ipynb #5a19340c
 def prepare(self: Run):
     "Make the run folder and get the loss ready"
     config, fabric = self.config, self.fabric
@@ -378,6 +378,7 @@ def prepare(self: Run):
         self.folder.mkdir(parents=True, exist_ok=True)
         if not config.resume:
             for name in ("metrics.json", "checkpoint.pt", "history.csv"): (self.folder/name).unlink(missing_ok=True)
+        (self.folder/"diverged.json").unlink(missing_ok=True)
         write_json(self.folder/"config.json", self.record)
     fabric.barrier()
 
@@ -502,11 +503,14 @@ def fit(self: Run):
         if bar: bar.update()
     if bar: bar.close()
 
-# %% ../nbs/06_trainer.ipynb #076deb52
+# %% ../nbs/06_trainer.ipynb #5a494a39
 def _log(self: Run, step, lr, sums, bar):
     done = step - (int(self.history[-1]["step"]) if self.history else 0)
     row = dict(step=step, lr=lr) | {k: self.fabric.all_reduce(v).item() / done for k, v in sums.items()}
-    if not np.isfinite(row["loss"]): raise (SharedError if self.fabric.world_size > 1 else InputError)(f"loss is {row['loss']} at step {step}; training diverged, expected a smaller lr than {self.config.lr} or smaller lambdas than {self.config.lambdas}")
+    if not np.isfinite(row["loss"]):
+        error = f"loss is {row['loss']} at step {step}; training diverged, expected a smaller lr than {self.config.lr} or smaller lambdas than {self.config.lambdas}"
+        if self.fabric.is_global_zero: write_json(self.folder/"diverged.json", dict(step=step, error=error))
+        raise (SharedError if self.fabric.world_size > 1 else InputError)(error)
     self.history.append(row)
     if bar: bar.set_postfix({k: f"{row[k]:.3f}" for k in sums}, refresh=False)
 

@@ -1,6 +1,7 @@
 """Sweeps: killed and started again, with a run that fails, collected into results, and into a table."""
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -103,6 +104,24 @@ def test_a_failing_run_does_not_stop_the_others(finished):
     assert "runs/tiny/diverges-s0.log: " in last and "training diverged, expected a smaller lr" in last
     ended = {name: (folder / "runs" / "tiny" / f"{name}-s0.log").stat().st_mtime for name in ("diverges", *ROWS)}
     assert max(ended, key=ended.get) != "diverges"
+
+
+@pytest.fixture(scope="module")
+def diverged(finished):
+    "The row that failed, in a sweep that was started again"
+    folder = finished[0]
+    return folder, run(*snakemake(folder, "--until", "collect", "--cores", "1", rows=["diverges"]))
+
+
+def test_a_run_that_diverged_is_not_run_again_and_is_a_result(diverged):
+    folder, done = diverged
+    assert done.returncode == 0 and "1 runs, 0 finished, 1 diverged, 0 to go" in done.stderr and "runs/tiny/diverges-s0  diverged at step 2" in done.stderr
+    record = json.loads((folder / "results" / "tiny" / "diverges-s0.json").read_text())
+    assert "training diverged" in record["diverged"]["error"] and record["config"]["lr"] == 1e30 and "metrics" not in record
+    study = Study(folder / "results" / "tiny", resamples=20)
+    assert study.rows()[-1] == "diverges" and list(study.diverged["diverges"]) == [0] and "diverges" not in study.runs
+    settings = sweep.SWEEP | dict(runs=folder / "runs", results=folder / "results")
+    assert not sweep.failures(sweep.studies(study_in(folder, rows=["diverges"]), "table1"), "table1", settings)
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(finished):
@@ -209,12 +228,13 @@ def test_studies_can_be_run(monkeypatch, tmp_path):
             assert sweep.plan(sweep.studies(yaml.safe_load(path.read_text()), target), tmp_path)[-1].startswith(f"{len(sweep.runs(sweep.studies(yaml.safe_load(path.read_text()), target)))} runs, 0 finished")
 
 
-def test_table_of_a_study_with_one_run_and_of_one_without(result, tmp_path):
+def test_table_of_a_study_with_one_run_and_of_one_without(result, diverged, tmp_path):
     done = run(sys.executable, "-m", "papermill", ROOT / "nbs" / "paper" / "table1.ipynb", tmp_path / "out.ipynb", "--no-progress-bar",
                "-p", "studies", "tiny,nothing", "-p", "results", result[0].parents[1], "-p", "resamples", "20")
     assert done.returncode == 0, done.stderr[-2000:]
     text = (tmp_path / "out.ipynb").read_text()
     assert "tiny: 1 runs of 1 rows, seeds 0" in text and "nothing: no results yet" in text and "not run" in text
+    assert re.search(r"\| PPCE +\| +\| +\| diverged \| +diverged \| +diverged \| 1, 1 diverged \|", text)
     assert "not tested here" in text and "| holds" not in text
 
 

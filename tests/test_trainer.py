@@ -13,7 +13,7 @@ from semeda.data import scenes
 from semeda.edge_net import EdgeNet
 from semeda.edges import InputError
 from semeda.losses import TABLE1, SemedaLoss
-from semeda.trainer import load_run, resolve, runs_folder
+from semeda.trainer import Run, load_run, resolve, runs_folder
 from semeda.trainer import train as train_run
 from tests.conftest import ROOT, real_data, snapshot, train
 
@@ -235,8 +235,13 @@ def test_a_folder_belongs_to_one_run(tmp_path, few_scenes):
 
 
 def test_divergence_is_told(tmp_path, few_scenes):
-    with pytest.raises(InputError, match="training diverged, expected a smaller lr than 1000000"):
+    with pytest.raises(InputError, match="training diverged, expected a smaller lr than 1000000") as error:
         train_run(None, **{**SMALL, "lr": 1e6, "iterations": 40}, loss="ppce", runs=str(tmp_path))
+    folder = tmp_path / "scenes-ppce-s0"
+    told = json.loads((folder / "diverged.json").read_text())
+    assert told["error"] == str(error.value) and f"at step {told['step']};" in told["error"] and not (folder / "metrics.json").exists()
+    Run(None, **{**SMALL, "lr": 1e6, "iterations": 40}, loss="ppce", runs=str(tmp_path)).prepare()
+    assert not (folder / "diverged.json").exists() # another attempt has begun
 
 
 def test_given_parameters_win_over_the_preset():
