@@ -1,12 +1,14 @@
 # The tables and figures as sweeps.
 #
-#   snakemake table1 --configfile benchmarks/studies/smoke.yaml
-#   snakemake table1 --configfile benchmarks/studies/camvid.yaml --dry-run
+#   snakemake table1 --configfile benchmarks/studies/smoke.yaml --cores 2
+#   snakemake table1 --configfile benchmarks/studies/camvid.yaml --cores 2 --dry-run
 #   snakemake table1 --configfile benchmarks/studies/camvid.yaml --profile profiles/slurm
 #
 # A run is finished when its metrics.json is there; finished runs are never run again, interrupted
 # ones go on from their checkpoint, and one that fails does not stop the others. One that diverges fails
-# once; started again, the sweep notes that in the results and goes on to the table. Settings of a study:
+# once; started again, the sweep notes that in the results and goes on to the table (to try it once more,
+# delete its folder). A run whose result is in the folder of results is not run for a table: the project's
+# own results/ make the tables at once, --config results=runs/results makes everything anew. Settings of a study:
 # study, dataset, data_root, init_weights ({seed} in it stands for the seed), seeds, rows, variants,
 # budget (parameters of nbs/train.ipynb);
 # of the sweep: runs, results (folders), threads (of a run), gpu_percent (of a GPU that a run takes),
@@ -36,7 +38,11 @@ def wanted(target):
     runs = sweep.runs(STUDIES[target])
     return [r for r in runs if sweep.outcome(sweep.run_folder(*r, RUNS)).is_file()] if SETTINGS["partial"] else runs
 
-def figured(): return [folder for r in wanted("figure5") if not sweep.has_diverged(folder := sweep.run_folder(*r, RUNS))]
+def figured():
+    folders = [sweep.run_folder(*r, RUNS) for r in sweep.runs(STUDIES["figure5"])]
+    usable = [f for f in folders if not sweep.has_diverged(f) and (sweep.is_finished(f) or not SETTINGS["partial"])]
+    if folders[0] not in usable: refuse(f"figure5 compares with {folders[0]}, which {'has diverged' if sweep.has_diverged(folders[0]) else 'is not finished'}; expected it finished")
+    return usable
 
 def results(target): return [f"{RESULTS}/{study['study']}/{row}-s{seed}.json" for study, row, seed in wanted(target)]
 
@@ -46,7 +52,8 @@ def names(target): return ",".join(dict.fromkeys(study["study"] for study in STU
 
 TARGET = next((a for a in sys.argv[1:] if a in sweep.TARGETS), None) # None in a job's own process
 if TARGET:
-    try: print(*sweep.plan(STUDIES[TARGET], RUNS, max(1, (workflow.resource_settings.cores or 1) // SETTINGS["threads"])), sep="\n", file=sys.stderr)
+    at_once = workflow.resource_settings.nodes or (workflow.resource_settings.cores or 1) // SETTINGS["threads"] # nodes: jobs on a cluster
+    try: print(*sweep.plan(STUDIES[TARGET], RUNS, max(1, at_once), RESULTS if TARGET != "figure5" else None), sep="\n", file=sys.stderr)
     except ValueError as error: refuse(error)
 
 wildcard_constraints:

@@ -6,7 +6,8 @@ Forward, loss, backward and SGD step of DeepLab-v2 as in the paper (21 classes, 
 batch-norm, random weights) on one random batch of 321x321: with PPCE, and with PPCE + SEMEDA (`SemedaLoss`) on the same network.
 bfloat16 is autocast around the network; the losses compute in float32. With --compile, also network and loss
 through torch.compile, which takes a minute each. On a GPU the batch is 6, the paper's, both precisions are
-measured, the compiled steps too unless --no-compile is given, and the peak of its memory during a step beside it.
+measured, the compiled steps too unless --no-compile is given. Extra memory is the most that live tensors hold
+during a step beyond network, batch and momentum.
 
 The floor is the multiply-adds of the network's convolutions, forward and back, at the rate of a large matrix
 product of the same dtype in the same process. Writes results/bench/step-DEVICE.json.
@@ -88,7 +89,7 @@ def main(argv=None):
             for mode in compiled:
                 ways = step.ways(mode)
                 times = take_turns(ways, args, warm=3 if gpu else 1)
-                extra = {"extra_mib": {name: peak_extra(way, "cuda") / MIB for name, way in ways.items()}} if gpu else {}
+                extra = {"extra_mib": {name: peak_extra(way, args.device) / MIB for name, way in ways.items()}}
                 rows += rows_of(f"{backbone}, {batch}x3x{side}x{side}, {precision}, {'compiled' if mode else 'eager'}", times, PPCE, dict.fromkeys(ways, floor), **extra)
             torch.compiler.reset()
     show(f"training step, {args.device}, {args.threads} threads", rows)

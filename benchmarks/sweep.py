@@ -69,6 +69,10 @@ def run_folder(study, row, seed, where="runs"):
     return Path(where) / study["study"] / f"{row}-s{seed}"
 
 
+def result_file(study, row, seed, where="results"):
+    return Path(where) / study["study"] / f"{row}-s{seed}.json"
+
+
 def is_finished(folder):
     return (folder / "metrics.json").is_file()
 
@@ -105,7 +109,7 @@ def failures(studies, target, settings):
     jobs = []
     for run in runs(studies):
         folder = run_folder(*run, settings["runs"])
-        result = run_folder(*run, settings["results"]).with_name(folder.name + ".json")
+        result = result_file(*run, settings["results"])
         jobs += [(result if has_diverged(folder) else folder / "metrics.json", log_file(folder)), (result, folder.with_name(folder.name + ".collect.log"))]
     jobs += [(log.with_suffix(".html"), log) for log in sorted(Path(settings["runs"]).glob(f"{target}-*.log"))]
     return [f"{log}: {last_line(log)}" for file, log in jobs if log.is_file() and not file.is_file()]
@@ -143,28 +147,30 @@ def duration(seconds):
     return f"{seconds:.0f} s" if seconds < 100 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
-def plan(studies, where="runs", jobs=1):
-    "The runs, their state and the time that the rest takes, as lines; raises ValueError for a study that cannot be run"
-    lines, total, unknown, left, diverged = [], 0., 0, 0, 0
+def plan(studies, where="runs", jobs=1, results=None):
+    """The runs, their state and the time that the rest takes, as lines; raises ValueError for a study that cannot be run
+
+    Where a table is made from `results`, a run whose result is there need not be run."""
+    lines, total, unknown, counts = [], 0., 0, {}
     width = max(len(str(run_folder(*run, where))) for run in runs(studies))
     for run in runs(studies):
         folder, config = run_folder(*run, where), check(*run, where)
-        if is_finished(folder):
-            lines.append(f"{str(folder):{width}}  finished")
+        ended = "finished" if is_finished(folder) else "diverged" if has_diverged(folder) else "from its result" if results and result_file(*run, results).is_file() else "to go"
+        counts[ended] = counts.get(ended, 0) + 1
+        if ended != "to go":
+            lines.append(f"{str(folder):{width}}  {ended}" + (f" at step {json.loads(outcome(folder).read_text())['step']}" if ended == "diverged" else ""))
             continue
-        if has_diverged(folder):
-            lines.append(f"{str(folder):{width}}  diverged at step {json.loads(outcome(folder).read_text())['step']}")
-            diverged += 1
-            continue
-        done, seconds, left = steps_done(folder), seconds_per_step(*run, config, where), left + 1
+        done, seconds = steps_done(folder), seconds_per_step(*run, config, where)
         state = f"from step {done} of {config.iterations}" if done else f"{config.iterations} steps"
         if seconds is None: unknown += 1
         else: total += (cost := START + seconds * (config.iterations - done))
         lines.append(f"{str(folder):{width}}  {state:22}  {'about ' + duration(cost) if seconds is not None else 'time unknown until a run has finished'}")
     several = f", {jobs} at a time" if jobs > 1 else ""
+    left = counts.get("to go", 0)
     time = "" if not left else f": about {duration(total / jobs)}{several}" if not unknown else f": time of {unknown} unknown" + (f", the others about {duration(total / jobs)}{several}" if total else "")
-    ended = f"{len(lines) - left - diverged} finished" + f", {diverged} diverged" * bool(diverged)
-    return [*lines, f"{len(lines)} runs, {ended}, {left} to go{time}"]
+    known = f"{counts.get('finished', 0)} finished" + "".join(f", {counts[k]} {k}" for k in ("diverged", "from its result") if k in counts)
+    hint = [f"runs whose result is in {results} are not run; --config results=FOLDER, with another folder, runs them too"] if "from its result" in counts else []
+    return [*lines, f"{len(lines)} runs, {known}, {left} to go{time}", *hint]
 
 
 def command(folder, given):
@@ -180,11 +186,12 @@ def main():
     "Become the papermill process of one run, unless it is finished"
     folder, given = Path(sys.argv[1]), json.loads(sys.argv[2])
     folder.parent.mkdir(parents=True, exist_ok=True)
+    again = has_diverged(folder)
     # held by papermill until it ends: where a killed sweep left one behind, the next waits for it
     lock = os.open(folder.with_name(f".{folder.name}.lock"), os.O_CREAT | os.O_RDWR)
     os.set_inheritable(lock, True)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    if not is_finished(folder):
+    if not is_finished(folder) and (again or not has_diverged(folder)): # the one it waited for may have ended so
         line = command(folder, given)
         os.execv(line[0], line)
 

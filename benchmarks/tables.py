@@ -53,13 +53,13 @@ def draws_of(record, resamples=2000, seed=0):
 
 
 def over_seeds_and_images(values, draws, level=.95, seed=0):
-    "Mean over the S seeds of `values` (S, ...) and its interval, from `draws` (R, S, ...) on resampled images, of which each resamples the seeds too"
+    "Mean over the S seeds of `values` (S, ...) and its interval, from `draws` (R, S, ...) on resampled images: their mean over seeds, moved by Student's t"
     resamples, seeds = draws.shape[:2]
     mean = draws.mean(dim=1)
     if seeds > 1:
-        picked = torch.randint(seeds, (resamples, seeds), generator=torch.Generator().manual_seed(seed + 1))
-        chosen = draws[torch.arange(resamples)[:, None], picked].mean(dim=1)
-        mean = mean + math.sqrt(seeds / (seeds - 1)) * (chosen - mean)
+        normal = torch.randn(resamples, seeds, generator=torch.Generator().manual_seed(seed + 1), dtype=draws.dtype)
+        t = normal[:, 0] / normal[:, 1:].square().mean(dim=1).sqrt() # S - 1 degrees of freedom
+        mean = mean + t.view(-1, *[1] * (mean.dim() - 1)) * draws.std(dim=1) / math.sqrt(seeds)
     low, high = mean.nanquantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=mean.dtype), dim=0)
     return values.mean(dim=0), low, high
 
@@ -93,6 +93,19 @@ class Study:
         pairs = [(self.draws(a, s)[name], self.draws(b, s)[name]) for s in seeds]
         values, draws = (torch.stack([pick(y[i]) - pick(x[i]) for x, y in pairs], dim=i) for i in (0, 1))
         return tuple(v.item() for v in over_seeds_and_images(values, draws))
+
+    def claim(self, a, b, name, width=None, sign=1, limit=0, scale=100, digits=1, if_diverged="does not"):
+        """Figure and verdict of a claim on row b less row a
+
+        A run of b that diverged decides it: `if_diverged`. One of a decides it the other way."""
+        difference, lost = self.difference(a, b, name, width), {row: len(self.diverged.get(row, ())) for row in (a, b)}
+        of = {row: n + len(self.runs.get(row, ())) for row, n in lost.items()}
+        told = "; ".join(f"{lost[row]} of {of[row]} runs of {row_name(row, self)} diverged" for row in (a, b) if lost[row])
+        figure = "; ".join(filter(None, [words(difference, scale, digits) if difference else "", told])) or "not run"
+        if not all(of.values()) or not told: return figure, verdict(difference, len(self.seeds(a, b)), sign, limit)
+        if min(of.values()) < SEEDS: return figure, f"not tested here: {min(of.values())} seed{'s' * (min(of.values()) > 1)}, expected {SEEDS}"
+        if all(lost.values()): return figure, "not tested here: both diverge"
+        return figure, f"{if_diverged if lost[b] else dict(holds='does not').get(if_diverged, 'holds')}: diverges"
 
     def curve(self, a, b, name):
         "Of row b less row a at each width, paired by seed: mean, low, high, each (W,)"

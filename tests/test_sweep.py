@@ -31,7 +31,7 @@ def snakemake(folder, *args, **config):
     if not find_spec("snakemake"):
         pytest.skip("Snakemake is not installed: pip install 'semeda[sweep]'")
     (folder / "study.yaml").write_text(json.dumps(study_in(folder, **config))) # JSON is YAML
-    return [sys.executable, "-m", "snakemake", "table1", "-s", str(ROOT / "Snakefile"), "-d", str(folder), "--configfile", str(folder / "study.yaml"), "--quiet", "rules", *args]
+    return [sys.executable, "-m", "snakemake", "table1", "-s", str(ROOT / "Snakefile"), "-d", str(folder), "--configfile", str(folder / "study.yaml"), "--quiet", "rules", *([] if "--cores" in args else ["--cores", "1"]), *args]
 
 
 def wait_for(condition, process, seconds=300):
@@ -129,8 +129,18 @@ def test_dry_run_prints_the_plan_and_writes_nothing(finished):
     command = snakemake(folder, "--dry-run", seeds=[0, 1])
     before = snapshot(folder / "runs")
     done = run(*command)
-    assert done.returncode == 0 and snapshot(folder / "runs") == before
+    assert done.returncode == 0 and snapshot(folder / "runs") == before, done.stderr
     assert "6 runs, 3 finished, 3 to go: about" in done.stderr and f"runs/tiny/table1_11-s1  {BUDGET['iterations']} steps" in done.stderr
+
+
+def test_plan_leaves_out_runs_whose_result_is_there(finished):
+    folder, study = finished[0], sweep.studies(study_in(finished[0], seeds=[0, 1]), "table1")
+    kept = folder / "kept" / "tiny" / "table1_02-s1.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    lines = sweep.plan(study, folder / "runs", 1, folder / "kept")
+    assert "6 runs, 3 finished, 1 from its result, 2 to go" in lines[-2] and "--config results=FOLDER" in lines[-1]
+    assert "6 runs, 3 finished, 3 to go" in sweep.plan(study, folder / "runs")[-1]
 
 
 @pytest.mark.parametrize("config, line", [
@@ -192,17 +202,28 @@ def test_result_that_is_not_what_its_name_says_is_refused(result, name, change, 
     assert line in str(error.value)
 
 
-def test_result_of_another_budget_is_refused(result):
-    record = json.loads(result[0].read_text())
-    check_result(record, "tiny", "table1_01-s0", result[1])
-    with pytest.raises(InputError, match="has iterations 8; expected 9"):
-        check_result(record, "tiny", "table1_01-s0", result[1] | dict(iterations=9))
+@pytest.mark.parametrize("key, value", [("iterations", 9), ("norm", "l2"), ("reduction", "sum"), ("layers", 3), ("backbone", "resnet50"), ("lr", .5), ("network", "smp.Unet"), ("init_weights", "other.pth"), ("edge_net", "voc")])
+def test_result_of_another_configuration_is_refused(result, diverged, key, value):
+    for path, given in (result, (diverged[0] / "results" / "tiny" / "diverges-s0.json", sweep.parameters(study_in(diverged[0]) | dict(init_weights=""), "diverges", 0))):
+        record = json.loads(path.read_text())
+        check_result(record, "tiny", path.stem, given)
+        with pytest.raises(InputError, match=f"has {key} {value}; expected"):
+            check_result(record | dict(config=record["config"] | {key: value}), "tiny", path.stem, given)
 
 
 def test_committed_results_are_what_their_names_say():
-    for path, study in committed():
+    found = list(committed())
+    assert {study["study"] for _, study in found} == {p.name for p in (ROOT / "results").iterdir() if p.is_dir() and list(p.glob("*-s*.json"))} and len(found) > 50
+    for path, study in found:
         row, _, seed = path.stem.rpartition("-s")
         check_result(json.loads(path.read_text()), study["study"], path.stem, sweep.parameters(study, row, int(seed)) if row in [*study["variants"], *sweep.TARGETS["table1"]] and seed.isdecimal() else None)
+
+
+def test_late_runs_start_where_the_long_ones_end():
+    late, long = (Study(ROOT / "results" / name, resamples=2) for name in ("camvid_late", "camvid_long"))
+    assert len(late.runs) > 2
+    for seed, end in long.runs["table1_01"].items():
+        assert {runs[seed]["initial_weights"] for runs in late.runs.values() if seed in runs} == {end["metrics"]["final_weights"]}
 
 
 def test_initial_weights_of_each_seed(tmp_path):
@@ -258,22 +279,36 @@ def test_interval_of_one_seed_is_the_paired_bootstrap():
 
 def fake_study(counts):
     study = Study.__new__(Study)
-    study.resamples, study._draws, study.runs = 200, {}, {}
+    study.resamples, study._draws, study.runs, study.diverged = 200, {}, {}, {}
     for (row, seed), c in counts.items():
         study.runs.setdefault(row, {})[seed] = dict(counts=c, images={})
     return study
 
 
-def test_interval_has_the_width_of_both_sources():
-    "Draws with a known spread over images, seeds with a known spread: their variances add up"
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("of_images", [.05, .3, 2.])
+def test_interval_covers_the_truth_nineteen_times_in_twenty(seeds, of_images):
+    "Differences around 0 that vary with the seed by 1 and with the images by a known part of it"
+    generator, trials, covered = torch.Generator().manual_seed(0), 600, 0
+    for _ in range(trials):
+        values = torch.randn(seeds, generator=generator) + of_images * torch.randn(1, generator=generator)
+        mean, low, high = over_seeds_and_images(values, values + of_images * torch.randn(1000, 1, generator=generator))
+        assert mean.item() == pytest.approx(values.mean().item())
+        covered += (low < 0 < high).item()
+    assert .93 <= covered / trials <= .985
+
+
+def test_claim_on_runs_that_diverged():
     generator = torch.Generator().manual_seed(0)
-    images, widths = .5 * torch.randn(4000, 1, generator=generator), []
-    for _ in range(200):
-        seeds = torch.randn(5, generator=generator)
-        mean, low, high = over_seeds_and_images(seeds, seeds + images)
-        assert mean.item() == pytest.approx(seeds.mean().item())
-        widths.append(((high - low) / 2 / 1.96).item()**2)
-    assert sum(widths) / 200 == pytest.approx(.5**2 + 1 / 5, rel=.08)
+    counts = lambda: torch.randint(1, 30, (20, 3, 3, 4), generator=generator, dtype=torch.int32) + torch.tensor([0, 30, 30]).view(3, 1, 1).int()
+    study = fake_study({(row, seed): counts() for row, seeds in dict(table1_01=3, table1_02=1, table1_09=3).items() for seed in range(seeds)})
+    study.diverged = dict(table1_02={1: {}, 2: {}}, table1_11={0: {}, 1: {}, 2: {}}, table1_12={0: {}})
+    figure, result = study.claim("table1_01", "table1_02", "miou", sign=-1, limit=.01, if_diverged="holds")
+    assert figure.endswith("; 2 of 3 runs of Ubernet 1 diverged") and result == "holds: diverges"
+    assert study.claim("table1_01", "table1_11", "miou") == ("3 of 3 runs of SEMEDA (0, 1, 0) before ReLU diverged", "does not: diverges")
+    assert study.claim("table1_11", "table1_09", "miou")[1] == "holds: diverges" and study.claim("table1_02", "table1_11", "miou")[1] == "not tested here: both diverge"
+    assert study.claim("table1_01", "table1_12", "miou")[1] == "not tested here: 1 seed, expected 3"
+    assert study.claim("table1_01", "table1_13", "miou") == ("not run", "not tested here")
 
 
 def test_verdict():
