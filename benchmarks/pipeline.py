@@ -4,8 +4,8 @@
 
 Images a second that `TrainingCrops` gives through a DataLoader, with the dataset's preset, for each number
 of worker processes, beside the images a second that a step on a batch in memory takes, with PPCE and with
-SEMEDA: scenes, and CamVid if its folder is given. A DataLoader is timed over several batches, after one
-that starts its workers. Then the real loop: the share of its time that it spends in waiting for the next
+SEMEDA: scenes, and CamVid if its folder is given. A DataLoader is timed over several batches for each worker, after
+those that its workers may have ready. Then the real loop: the share of its time that it spends in waiting for the next
 batch, while a GPU may still be at work; on a CPU, workers take cores from the step. The ways take turns. The batches are
 checked to be those of the sequence. The floor of a loop is its step on a batch in memory.
 Writes results/bench/pipeline-DEVICE.json.
@@ -42,9 +42,9 @@ class Pipeline:
         self.images, self.labels = next(self.loader(0))
 
     def loader(self, workers):
-        "The sequence's batches from the start, in memory of the device"
-        loader = DataLoader(self.crops, self.batch, sampler=range(len(self.crops)), num_workers=workers, pin_memory=self.device.type == "cuda")
-        return ((images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)) for images, labels in loader)
+        "The sequence's batches from the start, in memory of the device, as the trainer gets them"
+        loader = DataLoader(self.crops, self.batch, sampler=range(len(self.crops)), num_workers=workers)
+        return ((images.to(self.device), labels.to(self.device)) for images, labels in loader)
 
     def step(self, loss, images, labels):
         loss(self.net(images), labels).backward()
@@ -55,9 +55,9 @@ class Pipeline:
         if self.device.type == "cuda": torch.cuda.synchronize()
 
     def load(self, workers, batches):
-        "Seconds a batch of a DataLoader whose workers have started"
+        "Seconds a batch of a DataLoader that has none in store"
         loader = self.loader(workers)
-        next(loader)
+        for _ in itertools.islice(loader, stored(workers)): pass
         start = time.perf_counter()
         for _ in itertools.islice(loader, batches): pass
         self.wait()
@@ -65,14 +65,14 @@ class Pipeline:
 
     def loop(self, workers, loss, steps):
         "Seconds a step of a real loop, and the share of it in waiting for data"
-        loader, waited = self.loader(workers), 0.
-        next(loader)
-        self.wait()
-        start = time.perf_counter()
-        for _ in range(steps):
+        loader = self.loader(workers)
+        for i in range(stored(workers) + steps):
+            if i == stored(workers):
+                self.wait()
+                start, waited = time.perf_counter(), 0.
             asked = time.perf_counter()
             images, labels = next(loader)
-            waited += time.perf_counter() - asked
+            if i >= stored(workers): waited += time.perf_counter() - asked
             self.step(loss, images, labels)
         self.wait()
         total = time.perf_counter() - start
@@ -86,16 +86,21 @@ class Pipeline:
                 assert torch.equal(images[i].cpu(), image) and torch.equal(labels[i].cpu(), label)
 
 
+def stored(workers):
+    "Batches that a DataLoader may have ready or in the making, and the first"
+    return 3 * workers + 1
+
+
 def measure(pipeline, case, workers, steps, args):
     "Rows of one dataset"
     shares = {}
     def step(loss):
         return lambda: pipeline.step(loss, pipeline.images, pipeline.labels)
     def load(count):
-        return lambda: pipeline.load(count, steps)
+        return lambda: pipeline.load(count, steps * max(1, count))
     def loop(name, count, loss):
         def way():
-            seconds, share = pipeline.loop(count, loss, steps)
+            seconds, share = pipeline.loop(count, loss, steps * max(1, count))
             shares.setdefault(name, []).append(share)
             return seconds
         return way
@@ -116,9 +121,9 @@ def measure(pipeline, case, workers, steps, args):
 
 
 def main(argv=None):
-    found = parser("pipeline", __doc__, 7, 40.)
+    found = parser("pipeline", __doc__, 9, 90.)
     found.add_argument("--workers", type=int, nargs="+", help="[0 2; on a GPU 0 8]")
-    found.add_argument("--steps", type=int, default=6, help="batches a turn [%(default)s]")
+    found.add_argument("--steps", type=int, default=6, help="batches a turn, and a worker [%(default)s]")
     args = parse(found, argv)
     workers, steps = args.workers or ([0] if args.quick else [0, 8] if args.device == "cuda" else [0, 2]), 1 if args.quick else args.steps
     tiny = dict(crop=24, batch_size=2) if args.quick else {}

@@ -3,20 +3,22 @@
     python -m benchmarks.step [--device cuda] [--backbones resnet18] [--precisions float32 bfloat16] [--compile]
 
 Forward, loss, backward and SGD step of DeepLab-v2 as in the paper (21 classes, output stride 8, four layers, frozen
-batch-norm, random weights) on one random batch of 321x321: with PPCE, and with PPCE + SEMEDA (`SemedaLoss`) on the same network.
+batch-norm, random weights whose blocks begin near the identity) on one random batch of 321x321: with PPCE, and with
+PPCE + SEMEDA (`SemedaLoss`) on the same network. Weights and momentum must be finite at the end: NaN has a speed of its own.
 bfloat16 is autocast around the network; the losses compute in float32. With --compile, also network and loss
-through torch.compile, which takes a minute each. On a GPU the batch is 6, the paper's, both precisions are
+through torch.compile, which takes a minute each; value and gradients must be those of the eager step. On a GPU the batch is 6, the paper's, both precisions are
 measured, the compiled steps too unless --no-compile is given. Extra memory is the most that live tensors hold
 during a step beyond network, batch and momentum.
 
-The floor is the multiply-adds of the network's convolutions, forward and back, at the rate of a large matrix
-product of the same dtype in the same process. Writes results/bench/step-DEVICE.json.
+The floor is the multiply-adds of the network's convolutions, forward and back, without those of padding, at the
+best rate of a large matrix product of the same dtype in the same process, before and after. Writes results/bench/step-DEVICE.json.
 """
 import argparse
 import sys
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+import torch.nn.functional as F
+from torch import nn
 
 from semeda.deeplab import BACKBONES, DeepLabV2
 from semeda.edge_net import shipped_edge_net
@@ -35,10 +37,12 @@ class Step:
         torch.manual_seed(0)
         style = "torchvision" if backbone == "resnet18" else "caffe"
         self.net = DeepLabV2(CLASSES, backbone, style=style).to(device).train()
+        for name, module in self.net.named_modules(): # the last of a block; random blocks one after another would grow without bound
+            if isinstance(module, nn.BatchNorm2d) and name.endswith("bn2" if backbone == "resnet18" else "bn3"): nn.init.constant_(module.weight, .2)
         self.optimizer = torch.optim.SGD([p for p in self.net.parameters() if p.requires_grad], lr=5e-4, momentum=.9, weight_decay=5e-4)
         self.images, self.labels = torch.randn(batch, 3, side, side, device=device), regions((batch, side, side), CLASSES, void=True).long().to(device)
         self.losses = {PPCE: PPCELoss().to(device), SEMEDA: SemedaLoss(shipped_edge_net("voc")).to(device)}
-        self.autocast = lambda: torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
+        self.precision, self.autocast = precision, lambda: torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
 
     def logits(self, net):
         with self.autocast(): return net(self.images).float()
@@ -55,21 +59,49 @@ class Step:
         return {name: way(torch.compile(loss) if compiled else loss) for name, loss in self.losses.items()}
 
     def macs(self):
-        "Multiply-adds of the network, forward and back"
-        with FlopCounterMode(display=False) as counter: self.logits(self.net).sum().backward()
-        self.optimizer.zero_grad()
-        return counter.get_total_flops() / 2
+        "Multiply-adds of the network's convolutions, forward and back"
+        counts = []
+        hooks = [m.register_forward_hook(lambda m, inputs, out: counts.append(macs_inside(m, inputs[0], out) * (1 + m.weight.requires_grad + inputs[0].requires_grad))) for m in self.net.modules() if isinstance(m, nn.Conv2d)]
+        self.logits(self.net)
+        for hook in hooks: hook.remove()
+        return sum(counts)
 
-    def check(self):
-        "On the same network both losses see the same PPCE"
-        with torch.no_grad(): logits = self.logits(self.net)
-        alone, both = (loss(logits, self.labels) for loss in self.losses.values())
-        terms = self.losses[SEMEDA].terms
-        assert torch.allclose(alone, terms["ppce"]) and torch.allclose(both, terms["ppce"] + terms["semeda"]) and terms["semeda"] > 0
+    def check(self, compiled):
+        "PPCE is PyTorch's, SEMEDA adds something, and compiled steps have the eager steps' losses and gradients"
+        with torch.no_grad():
+            logits = self.logits(self.net)
+            alone, both = (loss(logits, self.labels) for loss in self.losses.values())
+        assert torch.allclose(alone, F.cross_entropy(logits, self.labels, ignore_index=255), rtol=1e-4) and both > alone
+        if not compiled: return
+        net, close = torch.compile(self.net), 1e-3 if self.precision == "float32" else 2e-2
+        for name, loss in self.losses.items():
+            (value, gradient), (other, its) = (self.value_and_gradient(*pair) for pair in ((self.net, loss), (net, torch.compile(loss))))
+            assert abs(value - other) <= close * value and (gradient - its).norm() <= 5 * close * gradient.norm(), f"{name}, compiled, differs from eager"
+
+    def value_and_gradient(self, net, loss):
+        "Loss, and the gradients of the classifier's weights"
+        value = loss(self.logits(net), self.labels)
+        return value.detach(), torch.cat([g.flatten() for g in torch.autograd.grad(value, list(self.net.head.parameters()))])
+
+    def check_finite(self):
+        momentum = [state["momentum_buffer"] for state in self.optimizer.state.values()]
+        assert all(t.isfinite().all() for t in [*self.net.parameters(), *momentum]), "weights or momentum are not finite any more"
+
+
+def macs_inside(conv, x, out):
+    "Multiply-adds of a convolution's forward pass whose input is inside the image"
+    def taps(size, outputs, axis):
+        kernel, stride, padding, dilation = (getattr(conv, key)[axis] for key in ("kernel_size", "stride", "padding", "dilation"))
+        return sum(0 <= i * stride - padding + k * dilation < size for i in range(outputs) for k in range(kernel))
+    return len(x) * conv.out_channels * conv.in_channels // conv.groups * taps(x.shape[2], out.shape[2], 0) * taps(x.shape[3], out.shape[3], 1)
+
+
+def tf32(precision, device):
+    return device == "cuda" and precision == "float32" and torch.backends.cudnn.allow_tf32
 
 
 def main(argv=None):
-    found = parser("step", __doc__, 30, 15.)
+    found = parser("step", __doc__, 30, 120.)
     found.add_argument("--backbones", nargs="+", choices=BACKBONES, default=BACKBONES)
     found.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="[float32; on a GPU both]")
     found.add_argument("--batch", type=int, help="[1; on a GPU 6]")
@@ -84,13 +116,18 @@ def main(argv=None):
     for backbone in backbones:
         for precision in precisions:
             step = Step(backbone, precision, batch, side, args.device)
-            step.check()
-            floor = 1000 * step.macs() / rates[precision]["macs_per_second"]
+            step.check(compiled[-1])
+            macs, mine = step.macs(), []
             for mode in compiled:
                 ways = step.ways(mode)
                 times = take_turns(ways, args, warm=3 if gpu else 1)
                 extra = {"extra_mib": {name: peak_extra(way, args.device) / MIB for name, way in ways.items()}}
-                rows += rows_of(f"{backbone}, {batch}x3x{side}x{side}, {precision}, {'compiled' if mode else 'eager'}", times, PPCE, dict.fromkeys(ways, floor), **extra)
+                case = f"{backbone}, {batch}x3x{side}x{side}, {precision}{' (TF32 convolutions)' * tf32(precision, args.device)}, {'compiled' if mode else 'eager'}"
+                mine += rows_of(case, times, PPCE, **extra)
+            step.check_finite()
+            rates[precision] = {name: max(rate, rates[precision][name]) for name, rate in machine_rates(args, PRECISIONS[precision]).items()}
+            floor = 1000 * macs / rates[precision]["macs_per_second"]
+            rows += [row | dict(macs=macs, floor_ms=floor, times_floor=row["ms"] / floor) for row in mine]
             torch.compiler.reset()
     show(f"training step, {args.device}, {args.threads} threads", rows)
     write("step", args, rows, rates=rates, batch=batch, side=side, classes=CLASSES, output_stride=8)

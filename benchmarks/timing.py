@@ -160,6 +160,12 @@ def processor():
     return f"{len(names)} x {names[0]}" if names else platform.processor()
 
 
+def cuda_settings():
+    "What decides the speed of a GPU beside its name"
+    return dict(cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(), gpu_memory_mib=torch.cuda.get_device_properties(0).total_memory / MIB,
+        tf32=dict(convolutions=torch.backends.cudnn.allow_tf32, matmul=torch.backends.cuda.matmul.allow_tf32), cudnn_benchmark=torch.backends.cudnn.benchmark)
+
+
 def versions_of(*packages):
     "Of the rivals; None where one is not installed"
     def version(package):
@@ -175,5 +181,5 @@ def write(name, args, rows, rivals=(), **about):
     folder.mkdir(parents=True, exist_ok=True)
     gpu = torch.cuda.get_device_name() if args.device == "cuda" else None
     write_json(path := folder / f"{name}-{args.device}.json", dict(benchmark=name, device=args.device, gpu=gpu, processor=processor(), quick=args.quick,
-        rivals=versions_of(*rivals), about=about, rows=rows, **provenance()))
+        arguments={k: v for k, v in vars(args).items() if k not in ("out", "data_root")}, **(cuda_settings() if gpu else {}), rivals=versions_of(*rivals), about=about, rows=rows, **provenance()))
     return path

@@ -130,7 +130,7 @@ def _sum_over_pixels(logits, labels, weights, factors, relu, norm, ignore_index)
         total = total + factor * _SizeOf.apply(_at_least_float32(difference), labelled, norm)
     return total
 
-# %% ../nbs/02_losses.ipynb #ba2f9731
+# %% ../nbs/02_losses.ipynb #6052e296
 def semeda_by_image(
     logits: Tensor, # Shape (B, C, H, W), floating point
     labels: Tensor, # Integer labels in 0..C-1 or `ignore_index`, shape (B, H, W)
@@ -141,7 +141,7 @@ def semeda_by_image(
     reduction: str = "channel_mean", # "channel_mean", "channel_sum" or "relative"
     ignore_index: int = 255, # Label of void pixels
 ) -> Tensor: # Scalar; differentiable once, with respect to the logits
-    "`semeda` in less time and memory, equal up to rounding"
+    "`semeda` in less time and memory; equal up to rounding, which in float32 also flips signs of the l1 gradient where a difference is about 0"
     depth = max((l + 1 for l, weight in enumerate(lambdas) if weight), default=0)
     logits = _at_least_float32(logits)
     if not depth: return logits[:0].sum()

@@ -403,11 +403,11 @@ def _set_random_states(states):
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
 
-# %% ../nbs/06_trainer.ipynb #e38121f5
+# %% ../nbs/06_trainer.ipynb #b8c11450
 def save(self: Run, optimizer, step):
     "Write history.csv and checkpoint.pt"
     if not self.fabric.is_global_zero: return
-    state = dict(step=step, net=self.net.state_dict(), optimizer=optimizer.state_dict(), random=_random_states())
+    state = dict(step=step, net=self.net.state_dict(), optimizer=optimizer.state_dict(), precision=self.fabric.strategy.precision.state_dict(), random=_random_states())
     _replace(self.folder/"history.csv", self._write_history)
     _replace(self.folder/"checkpoint.pt", lambda part: torch.save(state, part))
 
@@ -424,6 +424,7 @@ def load(self: Run, optimizer) -> int: # Steps done
     state, self.history = saved
     self.net.load_state_dict(state["net"])
     if optimizer: optimizer.load_state_dict(state["optimizer"])
+    if state.get("precision"): self.fabric.strategy.precision.load_state_dict(state["precision"]) # the gradient scale of "16-mixed"
     _set_random_states(state["random"])
     return state["step"]
 

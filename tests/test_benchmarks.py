@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -23,13 +24,17 @@ def settings_as_they_were():
     torch.backends.cudnn.deterministic = deterministic
 
 
-def quick(module, folder, *more):
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+
+
+def quick(module, folder, *more, device="cpu"):
     "The benchmark's result at tiny sizes"
-    assert module.main(["--quick", "--out", str(folder), *more]) == 0
+    assert module.main(["--quick", "--device", device, "--out", str(folder), *more]) == 0
     name = module.__name__.rpartition(".")[2]
-    assert [p.name for p in folder.iterdir()] == [f"{name}-cpu.json"]
-    record = json.loads((folder / f"{name}-cpu.json").read_text())
-    assert (record["benchmark"], record["device"], record["quick"]) == (name, "cpu", True)
+    assert [p.name for p in folder.iterdir()] == [f"{name}-{device}.json"]
+    record = json.loads((folder / f"{name}-{device}.json").read_text())
+    assert (record["benchmark"], record["device"], record["quick"]) == (name, device, True) and record["arguments"]["rounds"] == 2
     assert record["processor"] and record["versions"]["torch"] == torch.__version__.partition("+")[0] and record["cpu_threads"] >= 1 and "git_commit" in record
     assert not any(str(folder) in str(v) for v in record.values())
     for row in record["rows"]:
@@ -41,8 +46,9 @@ def ways(record):
     return {row["way"] for row in record["rows"] if row["ms"] is not None}
 
 
-def test_loss(tmp_path):
-    record = quick(loss, tmp_path)
+@devices
+def test_loss(tmp_path, device):
+    record = quick(loss, tmp_path, device=device)
     assert {"PPCE", "SEMEDA", "SEMEDA, eq. 6 written out", "SEMEDA, eq. 6, all layers"} <= ways(record)
     assert all(row["extra_mib"] > 0 and row["floor_ms"] > 0 for row in record["rows"])
     assert record["about"]["rates"]["macs_per_second"] > 0 and record["about"]["rates"]["bytes_per_second"] > 0
@@ -50,17 +56,50 @@ def test_loss(tmp_path):
 
 def test_losses_that_differ_are_noticed():
     logits, labels = torch.randn(1, 11, 9, 8, requires_grad=True), timing.regions((1, 9, 8), 11, void=True).long()
-    found = loss.losses(11, "cpu")
+    found = loss.losses(11, "cpu", torch.float64)
     loss.check(found, logits, labels)
     ours = found["SEMEDA"]
     with pytest.raises(AssertionError, match="eq. 6 written out differs"):
-        loss.check(found | {"SEMEDA, eq. 6 written out": lambda x, y: 1.01 * ours(x, y)}, logits, labels)
+        loss.check(found | {"SEMEDA, eq. 6 written out": lambda x, y: (1 + 1e-8) * ours(x, y)}, logits, labels)
 
 
-def test_step(tmp_path):
-    record = quick(step, tmp_path)
+@devices
+def test_step(tmp_path, device):
+    record = quick(step, tmp_path, "--batch", "1", "--precisions", "float32", "--no-compile", device=device)
     assert ways(record) == {"PPCE", "PPCE + SEMEDA"} and record["about"]["batch"] == 1
-    assert all(row["floor_ms"] > 0 and row["case"].endswith("float32, eager") for row in record["rows"])
+    assert all(row["floor_ms"] > 0 and row["extra_mib"] > 0 and "float32" in row["case"] and row["case"].endswith("eager") for row in record["rows"])
+
+
+def test_compiled_step_is_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda module: module)
+    assert {row["case"].rpartition(", ")[2] for row in quick(step, tmp_path, "--compile")["rows"]} == {"eager", "compiled"}
+    monkeypatch.setattr(torch, "compile", lambda module: (lambda *x: 1.1 * module(*x)))
+    with pytest.raises(AssertionError, match="compiled, differs from eager"):
+        step.main(["--quick", "--compile"])
+
+
+def test_multiply_adds_inside_the_image():
+    conv, x = torch.nn.Conv2d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2), torch.ones(3, 4, 9, 12)
+    with torch.no_grad():
+        conv.weight.fill_(1)
+        conv.bias.zero_()
+        out = conv(x)
+    assert step.macs_inside(conv, x, out) == out.sum().item() # of ones each multiply-add gives one
+
+
+def test_weights_that_are_not_finite_are_noticed():
+    steps = step.Step("resnet18", "float32", 1, 33, "cpu")
+    steps.ways(False)["PPCE"]()
+    steps.check_finite()
+    next(iter(steps.net.head.parameters())).data[0] = float("nan")
+    with pytest.raises(AssertionError, match="not finite"):
+        steps.check_finite()
+
+
+@needs_gpu
+@pytest.mark.parametrize("module", [edge_maps, pipeline, throughput])
+def test_on_a_gpu(tmp_path, module):
+    quick(module, tmp_path, device="cuda")
 
 
 def test_edge_maps(tmp_path):
@@ -85,6 +124,24 @@ def test_pipeline(tmp_path):
     loops = [row for row in record["rows"] if row["way"].startswith("loop")]
     assert len(loops) == 2 and all(0 < row["waiting"] < 1 for row in loops)
     assert all(row["images_per_second"] > 0 for row in record["rows"])
+
+
+def test_batches_that_were_loaded_before_are_not_timed(tmp_path):
+    found = pipeline.Pipeline("scenes", "cpu", str(tmp_path), crop=16, batch_size=2)
+    found.crops = Slow()
+    for seconds in (found.load(2, 4), found.loop(2, lambda logits, labels: logits.sum(), 4)[0]):
+        assert seconds > .9 * Slow.SECONDS # two crops a batch, two workers
+
+
+class Slow(torch.utils.data.Dataset):
+    SECONDS = .05
+
+    def __len__(self):
+        return 1000
+
+    def __getitem__(self, i):
+        time.sleep(self.SECONDS)
+        return torch.zeros(3, 16, 16), torch.zeros(16, 16, dtype=torch.long)
 
 
 @pytest.mark.filterwarnings("ignore:`smp.utils`:DeprecationWarning", "ignore::UserWarning:lightning", "ignore:`isinstance.treespec")

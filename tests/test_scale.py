@@ -55,7 +55,8 @@ def stopped(root, name, **changes):
         if step == 2: raise Stop
     Run.save = save_and_stop
     try: train(root, name, checkpoint_every=2, **changes)
-    except Stop: pass
+    except Stop: assert not (root / "runs" / name / "metrics.json").exists()
+    else: raise AssertionError("the run has not been stopped")
     finally: Run.save = save
 
 
@@ -126,6 +127,7 @@ def test_torchrun(root):
 @pytest.mark.parametrize("name", ["one-two", "two-one"])
 def test_resumed_on_another_number_of_processes(root, name):
     assert difference(root, "whole", name) < 1e-5 and metrics(root, name) == pytest.approx(metrics(root, "whole"), abs=1e-6)
+    assert json.loads((root / "runs" / name / "metrics.json").read_text())["cost"]["steps_timed"] == 2 # of 4: it went on, and did not begin again
 
 
 @pytest.mark.parametrize("loss", LOSSES)

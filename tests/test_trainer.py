@@ -63,10 +63,25 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(tmp_path, camvid_fold
     assert not (folder / "metrics.json").exists()
     resumed = train(*ARGS, *steps, "--runs", tmp_path / "killed", "--resume")
     assert resumed.returncode == 0, resumed.stderr
+    assert json.loads((folder / "metrics.json").read_text())["cost"]["steps_timed"] <= 24 - (stop_after - 1) # went on from the checkpoint
     whole = train(*ARGS, *steps, "--runs", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     assert result(folder) == result(tmp_path / "whole" / "camvid-semeda-s0"), f"killed after step {stop_after}"
     assert history.read_bytes() == (tmp_path / "whole" / "camvid-semeda-s0" / "history.csv").read_bytes()
+
+
+def test_gradient_scale_is_resumed(tmp_path, few_scenes, monkeypatch):
+    "A GPU's 16-mixed has one; a CPU's precisions have none, so this one is made up"
+    from lightning_fabric.plugins.precision import Precision
+    given = []
+    monkeypatch.setattr(Precision, "state_dict", lambda self: dict(scale=1024., growth_tracker=7))
+    monkeypatch.setattr(Precision, "load_state_dict", lambda self, state: given.append(state))
+    settings = {**SMALL, "iterations": 4, "checkpoint_every": 2}
+    run = train_run(None, **settings, loss="ppce", runs=str(tmp_path))
+    assert not given
+    (run.folder / "metrics.json").unlink()
+    train_run(None, **settings, loss="ppce", runs=str(tmp_path), resume=True)
+    assert given == [dict(scale=1024., growth_tracker=7)]
 
 
 def test_checkpoint_runs_no_code(tmp_path, few_scenes):
