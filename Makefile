@@ -50,7 +50,7 @@ table2: STUDY = table2
 table1 table2 figure5: $(READY)
 	$(BIN)/python -m snakemake $@ --configfile benchmarks/studies/$(STUDY).yaml --cores $(JOBS) $(SNAKEMAKE_ARGS)
 
-# every benchmark on the CPU; others by hand: python -m benchmarks loss step --device cuda
+# every benchmark on the CPU, about 25 minutes; others by hand: python -m benchmarks loss step --device cuda
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 

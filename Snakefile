@@ -2,7 +2,7 @@
 #
 #   snakemake table1 --configfile benchmarks/studies/smoke.yaml --cores 2
 #   snakemake table1 --configfile benchmarks/studies/camvid.yaml --cores 2 --dry-run
-#   snakemake table1 --configfile benchmarks/studies/camvid.yaml --profile profiles/slurm
+#   snakemake table1 --configfile benchmarks/studies/cityscapes.yaml --profile profiles/slurm
 #
 # A run is finished when its metrics.json is there; finished runs are never run again, interrupted
 # ones go on from their checkpoint, and one that fails does not stop the others. One that diverges fails

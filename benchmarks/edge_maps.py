@@ -85,7 +85,7 @@ def set_threads(count):
 
 
 def main(argv=None):
-    args, rows = parse(parser("edge_maps", __doc__, 200, 20.), argv), []
+    args, rows = parse(parser("edge_maps", __doc__, 400, 30.), argv), []
     for threads in (1, 2) if args.device == "cpu" else (args.threads,):
         set_threads(threads)
         for height, width in [(33, 47)] if args.quick else SIZES:

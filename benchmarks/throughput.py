@@ -136,7 +136,7 @@ class Contest:
 
 
 def main(argv=None):
-    found = parser("throughput", __doc__, 12, 240.)
+    found = parser("throughput", __doc__, 24, 540.)
     found.add_argument("--steps", type=int, help="training steps a turn [25; on a GPU 200]")
     found.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed"))
     found.add_argument("--workers", type=int, help="of the data loaders [0; on a GPU 8]")

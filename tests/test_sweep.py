@@ -124,6 +124,12 @@ def test_a_run_that_diverged_is_not_run_again_and_is_a_result(diverged):
     assert not sweep.failures(sweep.studies(study_in(folder, rows=["diverges"]), "table1"), "table1", settings)
 
 
+def test_a_figure_without_its_baseline_is_refused(diverged):
+    command = ["figure5" if part == "table1" else part for part in snakemake(diverged[0], "--dry-run", rows=["diverges", "table1_01"])]
+    done = run(*command)
+    assert done.returncode == 2 and "figure5 compares with runs/tiny/diverges-s0, which has diverged" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_dry_run_prints_the_plan_and_writes_nothing(finished):
     folder = finished[0]
     command = snakemake(folder, "--dry-run", seeds=[0, 1])
