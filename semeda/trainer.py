@@ -232,7 +232,7 @@ def notebook_parameters(
         names |= cell
     return names
 
-# %% ../nbs/06_trainer.ipynb #ed16686c
+# %% ../nbs/06_trainer.ipynb #1a166842
 def provenance() -> dict: # Versions, platform and git commit
     "What software and hardware this is"
     packages = ("semeda", "torch", "torchvision", "numpy", "lightning-fabric", "torchmetrics")
@@ -242,7 +242,7 @@ def provenance() -> dict: # Versions, platform and git commit
         except importlib.metadata.PackageNotFoundError: versions[package] = None
     git = lambda *a: subprocess.run(["git", "-C", str(Path(__file__).parent), *a], capture_output=True, text=True).stdout.strip() if "__file__" in globals() else ""
     commit = git("rev-parse", "HEAD") if git("ls-files", "trainer.py") else ""
-    if commit and git("status", "--porcelain", "--untracked-files=no"): commit += " with local changes"
+    if commit and git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results"): commit += " with local changes"
     return dict(versions=versions, git_commit=commit or None, platform=platform.platform(), cpu_threads=torch.get_num_threads())
 
 # %% ../nbs/06_trainer.ipynb #bc1a8748
