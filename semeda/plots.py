@@ -344,7 +344,7 @@ def plot_trimap_curves(
         _name_lines(ax)
     return fig
 
-# %% ../nbs/07_plots.ipynb #993dc75c
+# %% ../nbs/07_plots.ipynb #6449a583
 def plot_trimap_differences(
     differences: dict[str, dict], # Name of each comparison and, for `boundary` and `non_boundary`, the difference and the ends of its interval, each (W,), in 0..1
     band: str = "95% intervals over images", # What the intervals are, for the title
@@ -356,9 +356,11 @@ def plot_trimap_differences(
         for i, (name, found) in enumerate(differences.items()):
             value, low, high = (100 * np.asarray(v, dtype=float) for v in found[key])
             _curve(ax, i, range(1, len(value) + 1), value, (low, high), name)
-        ax.set(title=f"{key.replace('_', '-')} region\n{band}", xlabel="trimap width (pixels to each side)", ylabel="difference of mIoU (points)")
+        ax.set(xlabel="trimap width (pixels to each side)", ylabel="difference of mIoU (points)")
+        ax.set_title(f"{key.replace('_', '-')} region\n{band}", fontsize=10)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if len(differences) > 1: _name_lines(ax)
+    if len(differences) > 1:
+        for ax in axes: _name_lines(ax) # once both have set the scale that they share
     if len(differences) == 1: fig.suptitle(*differences, fontsize=10)
     return fig
 
