@@ -95,12 +95,13 @@ def test_by_image_equals_eq_6(net, batch, lambdas, relu, norm, reduction, dtype,
 
 @pytest.mark.parametrize("lambdas, relu, norm, reduction", [((0., 1., 0.), "before", "l1", "channel_mean"), ((1., .5, .25), "after", "l2", "relative")])
 @pytest.mark.parametrize("shape", [(3, 4, 200, 380), (5, 4, 70, 400)]) # images one by one and some at a time, more rows than a strip
-def test_by_image_equals_eq_6_in_parts(lambdas, relu, norm, reduction, shape):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))])
+def test_by_image_equals_eq_6_in_parts(lambdas, relu, norm, reduction, shape, device):
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(4, (shape[0], *shape[2:]), generator=generator)
     labels[0, 60:] = 255
-    weights = [(k.detach().double(), b.detach().double()) for k, b in EdgeNet(4).weights]
-    logits = [torch.randn(shape, generator=generator.manual_seed(1), dtype=torch.double).requires_grad_() for _ in range(2)]
+    labels, weights = labels.to(device), [(k.detach().double().to(device), b.detach().double().to(device)) for k, b in EdgeNet(4).weights]
+    logits = [torch.randn(shape, generator=generator.manual_seed(1), dtype=torch.double).to(device).requires_grad_() for _ in range(2)]
     values = [f(x, labels, weights, lambdas, relu, norm, reduction) for f, x in zip((semeda, semeda_by_image), logits)]
     gradients = [torch.autograd.grad(value, x)[0] for value, x in zip(values, logits)]
     torch.testing.assert_close(*values, rtol=1e-12, atol=0)

@@ -249,6 +249,13 @@ def test_a_folder_belongs_to_one_run(tmp_path, few_scenes):
     assert load_run(run.folder).metrics["miou"] == run.metrics["miou"]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_on_a_gpu_as_on_the_cpu(tmp_path, few_scenes, precision):
+    losses = [train_run(None, **{**SMALL, "device": device, "precision": precision if device == "cuda" else "32-true"}, loss="semeda", name=device, runs=str(tmp_path)).history[0]["loss"] for device in ("cpu", "cuda")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3 if precision == "32-true" else .05)
+
+
 def test_divergence_is_told(tmp_path, few_scenes):
     with pytest.raises(InputError, match="training diverged, expected a smaller lr than 1000000") as error:
         train_run(None, **{**SMALL, "lr": 1e6, "iterations": 40}, loss="ppce", runs=str(tmp_path))
