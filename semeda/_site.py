@@ -1,6 +1,7 @@
 """What the documentation site needs beyond nbdev's own processing of a page; named in `[tool.nbdev]`."""
 import ast
 import re
+from pathlib import Path
 
 from fastcore.nbio import mk_cell, read_nb
 from nbdev.processors import Processor, add_links
@@ -52,7 +53,7 @@ def _folded(cell):
 class PlainSignatures(Processor):
     "Types of this package without the name of the kernel's module, and links to its pages relative to the page"
     def begin(self):
-        depth = len(self.nb.path_.parent.resolve().relative_to(_notebooks()).parts)
+        depth = len(Path(self.nb.path_).parent.resolve().relative_to(_notebooks()).parts)
         self.root = "../" * depth
 
     def cell(self, cell):
