@@ -49,8 +49,9 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-GOOD = [("#| export\nimport math", []), ("#| export\ndef half(x: float) -> float:\n    'Half of x'\n    return x / 2", []),
-        ("half(3)", [dict(output_type="execute_result", data={"text/plain": "1.5"}, metadata={}, execution_count=None)])]
+HALF = "#| export\ndef half(x: float) -> float:\n    'Half of x'\n    return x / 2"
+RESULT = [dict(output_type="execute_result", data={"text/plain": "1.5"}, metadata={}, execution_count=None)]
+GOOD = [("#| export\nimport math", []), (HALF, []), ("half(3)", RESULT)]
 
 
 def test_a_good_page_has_no_fault_and_shows_its_code(project):
@@ -83,7 +84,10 @@ def test_a_fault_is_found(project, cells, words):
     assert len(found) == 1 and words in found[0]
 
 
-@pytest.mark.parametrize("source", ["x = 3", "test_eq(1, 1)", "if x: print(x)", "x;", "def f(): return 1", "model.step()"])
+SILENT = ["x = 3", "test_eq(1, 1)", "if x: print(x)", "x;", "def f(): return 1", "model.step()"]
+
+
+@pytest.mark.parametrize("source", SILENT)
 def test_a_cell_that_shows_nothing_needs_no_output(project, source):
     assert site.faults(write_page(project, *GOOD, (source, []))) == []
 
