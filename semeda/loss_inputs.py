@@ -54,15 +54,16 @@ def _with_batch(logits, labels):
         raise InputError(f"{shapes}; expected a channel for each class, two or more")
     return logits, labels
 
-# %% ../nbs/25_loss_inputs.ipynb #d90ed5e3
+# %% ../nbs/25_loss_inputs.ipynb #ae8d4379
 def _of_same_size(logits, labels, upsample):
     "Logits at the size of the labels"
     size, wanted = tuple(logits.shape[-2:]), tuple(labels.shape[-2:])
     if size == wanted:
         return logits
     if not upsample:
+        sizes = f"logits are {size[0]}x{size[1]}, labels {wanted[0]}x{wanted[1]}"
         line = "F.interpolate(logits, size=labels.shape[-2:], mode='bilinear', align_corners=False)"
-        raise InputError(f"logits are {size[0]}x{size[1]}, labels {wanted[0]}x{wanted[1]}; expected {line}, or upsample=True")
+        raise InputError(f"{sizes}; expected {line}, or upsample=True")
     return F.interpolate(logits, size=wanted, mode="bilinear", align_corners=False)
 
 # %% ../nbs/25_loss_inputs.ipynb #69f75fe0
@@ -94,7 +95,7 @@ def check_labels(
         void = "" if ignore_index is None else f" or {ignore_index} (void)"
         raise InputError(f"{name} contain {some(found)}; expected 0..{classes - 1}{void}")
 
-# %% ../nbs/25_loss_inputs.ipynb #44bcd4fc
+# %% ../nbs/25_loss_inputs.ipynb #4c2a11ad
 def checked(
     logits: Any, # Class logits, shape (B, C, H, W) or (C, H, W); or a network's output that holds them
     labels: Tensor, # Integer labels, shape (B, H, W), (B, 1, H, W) or (H, W)
@@ -111,6 +112,7 @@ def checked(
     logits = _of_same_size(logits, labels, upsample)
     if not torch.compiler.is_compiling() and (check or labels.device.type == "cpu"):
         check_labels(labels, logits.shape[1], ignore_index)
-    if labels.dtype in (torch.uint16, torch.uint32, torch.uint64): # torch computes little with them
-        labels = labels.to(torch.int64)
-    return logits, labels, -1 if ignore_index is None else ignore_index
+    void = -1 if ignore_index is None else ignore_index
+    if labels.dtype in (torch.uint16, torch.uint32, torch.uint64) or (void < 0 and labels.dtype == torch.uint8):
+        labels = labels.to(torch.int64) # torch computes little with the former, and takes -1 for 255 with the latter
+    return logits, labels, void
