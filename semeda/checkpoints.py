@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .core import InputError, known, one_line, read_json, some
 from .deeplab import STYLES
 
-# %% ../nbs/15_checkpoints.ipynb #b3af58ab
+# %% ../nbs/15_checkpoints.ipynb #0d54faf0
 def _reason(error):
     "Why a file could not be loaded, in one line"
     text = one_line(error)
@@ -33,7 +33,9 @@ def _load(path):
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
         return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore") # on pickles of other programs; they are refused
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 # %% ../nbs/15_checkpoints.ipynb #6a2e97f6
 def read_checkpoint(

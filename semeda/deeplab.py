@@ -9,7 +9,6 @@ __all__ = ['BACKBONES', 'STYLES', 'BATCH_NORM', 'dilate', 'caffe_strides', 'resn
 from collections import OrderedDict
 from typing import Iterator
 
-import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
