@@ -36,7 +36,9 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from .data import DATASETS, TrainingCrops, load_data, normalise
-from .deeplab import BACKBONES, BATCH_NORM, STYLES, DeepLabV2, OtherNetwork, init_weights
+from .checkpoints import init_weights
+from .deeplab import BACKBONES, BATCH_NORM, STYLES, DeepLabV2
+from .networks import build_network
 from .edge_net import SHIPPED, cached_edge_net, edge_f1, load_edge_net, shipped_edge_net, weights_hash
 from .edges import InputError, edge_map
 from .losses import LAMBDAS, LOSSES, TABLE1, EdgeWeightedLoss, PeerLoss, PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss, split_loss
@@ -297,7 +299,7 @@ class Run:
         read = lambda split: load_data(config.dataset, split, config.data_root, config.num_classes, _size(config), _bar(self.progress, f"read {split}"), config.download)
         self.train_data, self.val_data = read("train"), read("val")
         torch.manual_seed(config.seed)
-        if config.network != "deeplab_v2": self.net = OtherNetwork(config.network, self.train_data.num_classes, config.backbone, config.batch_norm)
+        if config.network != "deeplab_v2": self.net = build_network(config.network, self.train_data.num_classes, backbone=config.backbone, batch_norm=config.batch_norm)
         else: self.net = DeepLabV2(self.train_data.num_classes, config.backbone, config.output_stride, config.layers, config.batch_norm, config.style, config.loss == "ubernet")
         self.init_report = init_weights(self.net, Path(config.init_weights).expanduser()) if config.init_weights else None
         if config.edge_net and split_loss(config.loss)[0] in ("semeda", "ppce_edges") and (classes := self._get_edge_net().num_classes) != self.train_data.num_classes: raise InputError(f"edge_net {config.edge_net} has {classes} classes; expected {self.train_data.num_classes}, those of {config.dataset}")
