@@ -12,8 +12,9 @@ from PIL import Image
 from torch import nn
 
 from semeda import trainer
-from semeda.deeplab import DeepLabV2, OtherNetwork
+from semeda.deeplab import DeepLabV2
 from semeda.edges import InputError
+from semeda.networks import build_network
 from semeda.trainer import Run, main, resolve, sync_batch_norm
 from semeda.trainer import train as train_run
 from tests.conftest import ROOT, run, write_camvid
@@ -189,7 +190,7 @@ def test_a_notebook_is_one_process(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("batch_norm", ["trained", "frozen"])
-@pytest.mark.parametrize("make", [lambda kind: DeepLabV2(3, "resnet18", 8, 2, kind), lambda kind: OtherNetwork("torchvision.lraspp_mobilenet_v3_large", 3, batch_norm=kind)], ids=["deeplab", "lraspp"])
+@pytest.mark.parametrize("make", [lambda kind: DeepLabV2(3, "resnet18", 8, 2, kind), lambda kind: build_network("torchvision.lraspp_mobilenet_v3_large", 3, batch_norm=kind)], ids=["deeplab", "lraspp"])
 def test_batch_statistics_of_all_processes(make, batch_norm):
     net = make(batch_norm)
     kinds = lambda: {name: type(m) for name, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
