@@ -13,7 +13,7 @@ from torch import nn
 
 from semeda import trainer
 from semeda.deeplab import DeepLabV2
-from semeda.edges import InputError
+from semeda.core import InputError
 from semeda.networks import build_network
 from semeda.trainer import Run, main, resolve, sync_batch_norm
 from semeda.trainer import train as train_run
