@@ -15,23 +15,12 @@ from typing import Any, Callable, Iterable, Mapping
 
 from .core import InputError, known
 
-# %% ../nbs/20_config.ipynb #25425a65
-from .data import DATASETS
+# %% ../nbs/20_config.ipynb #d93f6421
+from .data import DATASETS, find_dataset
 from .deeplab import BACKBONES, BATCH_NORM, STYLES
 from .launchers import fabric_run_settings, launcher_world_size
 from .loss_registry import TABLE1, check_lambdas, default_lambdas, has_edge_head, loss_choices
 from .networks import NETWORKS, find_network
-
-# %% ../nbs/20_config.ipynb #047878f6
-try:
-    from semeda.data import find_dataset
-except ImportError: # until the registry of datasets is there
-    from types import SimpleNamespace
-    def find_dataset(name):
-        "The preset of a dataset"
-        presets = dict(scenes="scenes_cpu", camvid="camvid_cpu", folder="folder_cpu", voc_aug="paper_voc",
-                       cityscapes="paper_cityscapes")
-        return SimpleNamespace(preset=presets[known("dataset", name, DATASETS)])
 
 # %% ../nbs/20_config.ipynb #47993c71
 def parameter(
