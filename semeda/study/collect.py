@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MACHINE', 'FILES', 'pack', 'unpack', 'check_result', 'collect', 'committed']
 
-# %% ../../nbs/31_study_collect.ipynb #19f9db28
+# %% ../../nbs/31_study_collect.ipynb #200697ce
 import base64
 import csv
 import os
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..core import InputError, read_json, write_json
 from ..evaluate import evaluate_run, load_counts
-from ..losses import TABLE1
+from ..loss_registry import TABLE1
 from .plan import STUDIES, has_diverged, read_study, results_folder, studies
 from ..trainer import Config, resolve
 

@@ -7,7 +7,7 @@ __all__ = ['STUDY', 'SWEEP', 'BASELINE', 'BEST', 'TABLE2', 'TARGETS', 'STUDIES',
            'expanded', 'studies', 'runs', 'parameters', 'run_folder', 'result_file', 'results_folder', 'is_finished',
            'has_diverged', 'outcome', 'steps_done', 'check', 'seconds_per_step', 'duration', 'plan']
 
-# %% ../../nbs/30_study_plan.ipynb #32dbfe11
+# %% ../../nbs/30_study_plan.ipynb #d88680ef
 import csv
 import json
 import os
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import InputError, one_line, read_json
-from ..losses import TABLE1
+from ..loss_registry import TABLE1
 from ..trainer import ELSEWHERE, Config, resolve
 
 # %% ../../nbs/30_study_plan.ipynb #4540f0de

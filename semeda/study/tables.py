@@ -7,13 +7,13 @@ __all__ = ['HEAD', 'COST', 'CLAIMS', 'GAINS', 'VARIANTS', 'RIVALS', 'network_of'
            'rows_of', 'each_study', 'rows_table', 'forest', 'curve', 'curves', 'by_class', 'gains', 'variants',
            'paper_rivals', 'overhead', 'networks', 'claims_of', 'claims_table', 'summary']
 
-# %% ../../nbs/33_study_tables.ipynb #93161a74
+# %% ../../nbs/33_study_tables.ipynb #7871084a
 import math
 import statistics
 from pathlib import Path
 
 from ..core import markdown_table, percent, read_json
-from ..losses import TABLE1
+from ..loss_registry import TABLE1
 from .plan import BASELINE, BEST, results_folder
 from .results import SEEDS, Study, claim, shipped_rows, verdict, words
 
@@ -243,7 +243,7 @@ def _with_seeds(study, rows):
     seeds = {row: len(study.seeds(BASELINE, row)) for row in rows}
     return [study.name(row) + (f", {n} seed{'s' if n > 1 else ''}" if n < SEEDS else "") for row, n in seeds.items()]
 
-# %% ../../nbs/33_study_tables.ipynb #fe3ab2a4
+# %% ../../nbs/33_study_tables.ipynb #30a54e5b
 CLAIMS = ["claim", "tested by", "our figure, 95% interval", "result"]
 GAINS = {
     "higher mIoU": dict(name="miou"),
@@ -272,10 +272,13 @@ def variants(
     study: Study,
 ) -> list[list[str]]: # Claim, what tests it, figure and result
     "Claims that compare rows of SEMEDA"
-    test = lambda a, b: f"`variants`: {study.name(b)} against {study.name(a)}"
-    return [[what, test(a, b), *claim(study, a, b, "miou")] for what, (a, b) in VARIANTS.items()]
+    lines = []
+    for what, (a, b) in VARIANTS.items():
+        test = f"`variants`: {study.name(b)} against {study.name(a)}"
+        lines.append([what, test, *claim(study, a, b, "miou")])
+    return lines
 
-# %% ../../nbs/33_study_tables.ipynb #0a12517b
+# %% ../../nbs/33_study_tables.ipynb #c59e393d
 RIVALS = {TABLE1[row]["loss"] for row in TABLE1} - {TABLE1[BASELINE]["loss"], TABLE1[BEST]["loss"]} # of the paper
 
 def paper_rivals(
@@ -290,7 +293,8 @@ def paper_rivals(
         if loss in RIVALS:
             name, how = study.name(row), dict(sign=-1, limit=limit, if_diverged="holds")
             found = claim(study, BASELINE, row, "miou", **how)
-            lines.append([f"{name} does not help much", f"`paper_rivals`: {name} against {study.name(BASELINE)}", *found])
+            test = f"`paper_rivals`: {name} against {study.name(BASELINE)}"
+            lines.append([f"{name} does not help much", test, *found])
     return lines
 
 # %% ../../nbs/33_study_tables.ipynb #dbcc742d
