@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MACHINE', 'FILES', 'pack', 'unpack', 'check_result', 'collect', 'committed']
 
-# %% ../../nbs/31_study_collect.ipynb #200697ce
+# %% ../../nbs/31_study_collect.ipynb #9d85de95
 import base64
 import csv
 import os
@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import Config, resolve
 from ..core import InputError, read_json, write_json
 from ..evaluate import evaluate_run, load_counts
 from ..loss_registry import TABLE1
 from .plan import STUDIES, has_diverged, read_study, results_folder, studies
-from ..trainer import Config, resolve
 
 # %% ../../nbs/31_study_collect.ipynb #afbef2d2
 def pack(

@@ -7,7 +7,7 @@ __all__ = ['STUDY', 'SWEEP', 'BASELINE', 'BEST', 'TABLE2', 'TARGETS', 'STUDIES',
            'expanded', 'studies', 'runs', 'parameters', 'run_folder', 'result_file', 'results_folder', 'is_finished',
            'has_diverged', 'outcome', 'steps_done', 'check', 'seconds_per_step', 'duration', 'plan']
 
-# %% ../../nbs/30_study_plan.ipynb #d88680ef
+# %% ../../nbs/30_study_plan.ipynb #4447d6d6
 import csv
 import json
 import os
@@ -17,9 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..config import Config, resolve
 from ..core import InputError, one_line, read_json
 from ..loss_registry import TABLE1
-from ..trainer import ELSEWHERE, Config, resolve
+from ..run import differences
 
 # %% ../../nbs/30_study_plan.ipynb #4540f0de
 STUDY = dict(
@@ -250,7 +251,7 @@ def steps_done(
     with open(folder/"history.csv", newline="") as file:
         return max((int(row["step"]) for row in csv.DictReader(file)), default=0)
 
-# %% ../../nbs/30_study_plan.ipynb #b3299980
+# %% ../../nbs/30_study_plan.ipynb #a344a8f6
 def check(
     study: dict, # Complete
     row: str, # Of Table 1, or a variant
@@ -262,17 +263,11 @@ def check(
     if config.devices * config.num_nodes > 1:
         raise InputError(f"devices is {config.devices} in study {study['study']}; expected 1, a process for each run")
     path = run_folder(study, row, seed, where)/"config.json"
-    if path.is_file():
-        _compare_configs(path, asdict(config))
-    return config
-
-def _compare_configs(path, config):
-    "Raise InputError where a run folder's config.json has other parameters"
-    old, new = asdict(Config()) | read_json(path)["config"], json.loads(json.dumps(config))
-    differ = [f"{k} {old[k]} instead of {v}" for k, v in new.items() if k not in ELSEWHERE and old[k] != v]
+    differ = differences(dict(config=asdict(config)), read_json(path)) if path.is_file() else []
     if differ:
         expected = "expected the same, or another name of the study"
         raise InputError(f"run folder {path.parent} holds another run: {'; '.join(differ)}; {expected}")
+    return config
 
 # %% ../../nbs/30_study_plan.ipynb #0f400f01
 # seconds a step, crop and batch on one core with the CPU preset's network: results/softening/training_*_s0.json

@@ -6,7 +6,7 @@
 __all__ = ['METHOD', 'SEEDS', 'load_study', 'draws_of', 'over_seeds_and_images', 'words', 'verdict', 'few_seeds', 'label_of',
            'Results', 'Study', 'claim', 'shipped_rows']
 
-# %% ../../nbs/32_study_results.ipynb #e4d5618b
+# %% ../../nbs/32_study_results.ipynb #24b27738
 import math
 import statistics
 from collections.abc import Callable, Iterable
@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..config import Config, resolve
 from ..core import InputError, read_json
 from ..loss_registry import TABLE1, loss_label
 from ..metrics import draw_images, scores_of, scores_on_draws
 from .collect import check_result, unpack
 from .plan import BEST
-from ..trainer import Config, resolve
 
 # %% ../../nbs/32_study_results.ipynb #5dd1f80c
 METHOD = ("row", "loss", "lambdas", "relu", "seed") # parameters in which the rows of Table 1 differ
