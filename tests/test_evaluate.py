@@ -332,7 +332,7 @@ def test_command(folders, tmp_path):
 
 
 def test_a_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("semeda.trainer.load_data", lambda dataset, split, *_: scenes(split, dict(train=12, val=4)[split]))
+    monkeypatch.setattr("semeda.run_setup.load_data", lambda dataset, split, *_: scenes(split, dict(train=12, val=4)[split]))
     finished = train_run(None, **SMALL, loss="ppce", runs=str(tmp_path))
     assert main(["--run", str(finished.folder), "--out", str(tmp_path / "out"), "--max-width", "5"]) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
