@@ -23,7 +23,7 @@ import torch
 from benchmarks.sweep import ROOT, has_diverged
 from semeda.edges import InputError
 from semeda.evaluate import evaluate_run, load_counts
-from semeda.losses import TABLE1
+from semeda.loss_registry import TABLE1
 from semeda.trainer import Config, resolve, write_json
 
 MACHINE = ("runs", "name", "resume", "workers", "data_root", "init_weights", "download") # parameters that say where and not what

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.collect import check_result, unpack
 from semeda.edges import InputError
-from semeda.losses import TABLE1, split_loss
+from semeda.loss_registry import TABLE1, split_loss
 from semeda.metrics import draw_images, scores_of, scores_on_draws
 from semeda.trainer import Config, resolve
 

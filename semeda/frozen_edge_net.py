@@ -80,7 +80,7 @@ def find_edge_net(
         raise InputError("edge net has weights that are not finite; expected a trained one")
     return edge_net
 
-# %% ../nbs/26_frozen_edge_net.ipynb #0579d293
+# %% ../nbs/26_frozen_edge_net.ipynb #c014b9de
 class FrozenEdgeNet(CheckedLoss):
     "An Edge net's weights as buffers of a loss"
     shown = ("num_classes", "ignore_index")
@@ -116,7 +116,8 @@ class FrozenEdgeNet(CheckedLoss):
     def weights(self) -> list[tuple[Tensor, Tensor]]:
         "The frozen Edge net's kernels and biases"
         if not self.ready:
-            raise InputError(f"{type(self).__name__} has no edge net yet; expected load_state_dict, or edge_net or masks")
+            name = type(self).__name__
+            raise InputError(f"{name} has no edge net yet; expected load_state_dict, or edge_net or masks")
         return [(self.kernel1, self.bias1), (self.kernel2, self.bias2), (self.kernel3, self.bias3)]
 
     def checked(self, logits: Any, labels: Tensor) -> tuple[Tensor, Tensor, int]:

@@ -246,7 +246,8 @@ class SemedaLoss(FrozenEdgeNet):
         check: bool = False, # Look at the labels on a GPU too
         upsample: bool = False, # Bring the logits to the size of the labels
     ):
-        super().__init__(edge_net, num_classes, masks, ignore_index, steps, cache, progress, persistent, check, upsample)
+        super().__init__(edge_net, num_classes, masks, ignore_index, steps, cache, progress, persistent, check,
+                         upsample)
         saved = saved_settings(edge_net)
         self.lambdas = _checked_lambdas(saved.get("lambdas", LAMBDAS) if lambdas is None else lambdas)
         self.relu = _choice("relu", relu, saved.get("relu"))
