@@ -13,7 +13,7 @@ from torch import nn
 
 from semeda import trainer
 from semeda.deeplab import DeepLabV2
-from semeda.edges import InputError
+from semeda.core import InputError
 from semeda.networks import build_network
 from semeda.trainer import Run, main, resolve, sync_batch_norm
 from semeda.trainer import train as train_run
@@ -51,8 +51,8 @@ def stopped(root, name, **changes):
     "A run that ends at step 2, after its checkpoint"
     save = Run.save
 
-    def save_and_stop(self, optimizer, step):
-        save(self, optimizer, step)
+    def save_and_stop(self, step):
+        save(self, step)
         if step == 2: raise Stop
     Run.save = save_and_stop
     try: train(root, name, checkpoint_every=2, **changes)
@@ -80,7 +80,7 @@ def two_processes(root):
         return load(*args)
     trainer.load_data = spoilt_for_one
     try: train(root, "spoilt", **two)
-    except InputError as e: (root / f"told-{rank}.txt").write_text(f"{e} {trainer._tells(e)}")
+    except InputError as e: (root / f"told-{rank}.txt").write_text(f"{e} {trainer.is_reporting_process(e)}")
 
 
 @pytest.fixture(scope="module")
