@@ -330,7 +330,7 @@ class _OpenedRun(Run):
         self.metrics = self.metrics or self._measure() | dict(final_weights=weights_hash(self.net))
         return self.metrics
 
-# %% ../nbs/06_trainer.ipynb #d85bfa77
+# %% ../nbs/06_trainer.ipynb #c433eca1
 def load_run(
     folder: str | Path, # A run folder with config.json, checkpoint.pt and metrics.json
     progress: Callable | None = None, # Progress bar for reading the data
@@ -338,11 +338,11 @@ def load_run(
     **changes: Any, # Parameters to change, such as `data_root` on another machine
 ) -> Run: # With its trained network, history and metrics
     "Open a finished run; raises `InputError` where its checkpoint is missing, damaged or another run's"
-    folder = Path(folder).expanduser().resolve()
+    name, folder = "best.pt" if best else "checkpoint.pt", Path(folder).expanduser()
     metrics = read_metrics(folder)
-    name = "best.pt" if best else "checkpoint.pt"
     if not (folder/name).is_file():
         raise InputError(f"run folder {folder} has no {name}; expected that of a finished run")
+    folder = folder.resolve() # "." has no name
     config = read_record(folder)["config"] | changes
     here = dict(runs=str(folder.parent), name=folder.name, devices=1, num_nodes=1, strategy="auto")
     run = _OpenedRun(progress, **{**config, **here, "resume": False, "overwrite": False})
