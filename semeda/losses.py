@@ -270,6 +270,7 @@ class SemedaLoss(_FrozenEdgeNet):
         for name, value, known in [("relu", relu, ("before", "after")), ("norm", norm, ("l1", "l2")), ("reduction", reduction, ("channel_mean", "channel_sum", "relative"))]:
             if value not in known: raise InputError(f"{name} is {value!r}; expected one of {', '.join(known)}")
         self.lambdas, self.relu, self.norm, self.reduction, self._first = lambdas, relu, norm, reduction, True
+        self.over = "batch" if reduction == "relative" else "pixels" # several processes: a mean over pixels, or not
 
     def forward(self,
         logits: Tensor, # Shape (B, C, H, W), floating point

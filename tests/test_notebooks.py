@@ -15,6 +15,7 @@ import yaml
 
 from semeda.trainer import Config
 from tests.conftest import ROOT, run, snapshot
+from tests.pages import pages
 from tests.readme import readme
 
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
@@ -84,12 +85,12 @@ def test_links_lead_somewhere(path):
 
 
 def test_site_lists_every_notebook():
-    site = yaml.safe_load((ROOT / "_quarto.yml").read_text())
-    listed = {str(p.relative_to(ROOT)) for pattern in site["project"]["render"] for p in ROOT.glob(pattern)}
+    site = yaml.safe_load((ROOT / "nbs" / "_quarto.yml").read_text())
+    listed = {str(path.relative_to(ROOT)) for path in pages()}
     assert listed == set(NAMES)
     contents = json.dumps(site["website"]["sidebar"]["contents"])
-    assert all(name in contents for name in NAMES)
-    assert site["project"]["render"][0] == "nbs/index.ipynb"
+    assert all(name.removeprefix("nbs/") in contents for name in NAMES)
+    assert site["project"]["render"][0] == "index.ipynb"
 
 
 def test_export_leaves_no_difference(tmp_path):

@@ -1,0 +1,145 @@
+"""The pages of the documentation site as nbdev prepares them for Quarto, and what is wrong with them."""
+import ast
+import functools
+import os
+import re
+import warnings
+from pathlib import Path
+
+import yaml
+from fastcore.nbio import read_nb
+from nbdev.config import nbpath2html
+from nbdev.processors import FilterDefaults
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "nbs"
+PROGRESS = re.compile(r"\d%\|| ?it/s\b|\bs/it\b|\r(?!\n)")
+ESCAPE = re.compile(r"\x1b\[")
+SHOWING = {"print", "display", "show", "Markdown", "HTML", "Image"}
+FIGURE = re.compile(r"^#\| fig-(alt|cap):", re.MULTILINE)
+LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\[\]]*\])*\]\(([^)\s]+)[^)]*\)")
+
+
+def pages(root: Path = NOTEBOOKS) -> list[Path]:
+    "Every notebook that _quarto.yml renders"
+    site = yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))
+    found = [path for pattern in site["project"]["render"] for path in sorted(root.glob(pattern))]
+    return [path for path in dict.fromkeys(found) if path.suffix == ".ipynb"]
+
+
+@functools.lru_cache(maxsize=None)
+def processed(path: Path):
+    "A notebook after nbdev's own processing, and the first lines of what that warned of"
+    notebook = read_nb(path)
+    before = os.environ.get("IN_TEST")
+    os.environ["IN_TEST"] = "1"
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            FilterDefaults()(notebook)
+    finally:
+        os.environ.pop("IN_TEST")
+        if before is not None:
+            os.environ["IN_TEST"] = before
+    return notebook, [str(warning.message) for warning in caught]
+
+
+def raised(path: Path) -> list[str]:
+    "What a cell raised, or what nbdev warned of"
+    try:
+        caught = processed(path)[1]
+    except Exception as error:  # whatever a cell raises
+        last = str(error).strip().splitlines()
+        return [f"nbdev cannot process the page: {last[0]} ... {last[-1]}"]
+    mixed = [message for message in caught if message.startswith("Found cells containing imports")]
+    return [f"a cell mixes imports and other code: {message.splitlines()[2]}" for message in mixed]
+
+
+def collisions(paths: list[Path]) -> list[str]:
+    "Notebooks whose pages have one name: nbdev leaves the number out"
+    names = {}
+    for path in paths:
+        names.setdefault(nbpath2html(path), []).append(path.name)
+    return [f"{' and '.join(names[page])} are one page" for page in names if len(names[page]) > 1]
+
+
+def lost_words(path: Path) -> list[str]:
+    "Text of the first cell that is not on the page: front matter swallows it"
+    text = next((cell.source for cell in read_nb(path).cells if cell.cell_type == "markdown"), "")
+    body = re.sub(r"^(# .*|> .*)$", "", text, flags=re.MULTILINE)
+    page = " ".join(cell.source for cell in processed(path)[0].cells if cell.cell_type == "markdown")
+    lost = [word for word in re.findall(r"[A-Za-z]{4,}", body) if word not in page]
+    return [f"the introduction is not on the page: {' '.join(lost[:6])} ..."] if lost else []
+
+
+def _name(call: ast.Call) -> str:
+    "The name of what is called"
+    return getattr(call.func, "id", getattr(call.func, "attr", ""))
+
+
+def _shows(statement: ast.stmt) -> bool:
+    "Whether a statement prints or displays in any case: a call below an `if` may not run"
+    if isinstance(statement, (ast.If, ast.FunctionDef, ast.ClassDef, ast.Try)):
+        return False
+    if isinstance(statement, (ast.For, ast.With)):
+        return any(_shows(inner) for inner in statement.body)
+    value = getattr(statement, "value", None)
+    return isinstance(statement, ast.Expr) and isinstance(value, ast.Call) and _name(value) in SHOWING
+
+
+def expects_output(source: str) -> bool:
+    "Whether a cell's code displays something: a figure, a print, or a value on its last line"
+    try:
+        body = ast.parse(re.sub(r"^(\s*)[!%].*", r"\1pass", source, flags=re.MULTILINE)).body
+    except SyntaxError:
+        return False
+    if not body:
+        return False
+    last = body[-1]
+    if FIGURE.search(source) and not isinstance(last, ast.If):
+        return True
+    is_value = isinstance(last, ast.Expr) and not isinstance(last.value, (ast.Call, ast.Constant, ast.Await))
+    return any(_shows(statement) for statement in body) or (is_value and not source.rstrip().endswith(";"))
+
+
+def _visible(cell) -> bool:
+    "Whether a code cell stands on the page with its output"
+    off = {"hide", "export", "exports", "exporti", "default_exp"}
+    return not cell.directives.keys() & off and cell.directives.get("output") != "false"
+
+
+def output_text(output) -> str:
+    "All that an output says in letters"
+    data = output.get("data", {})
+    texts = [data[kind] for kind in data if kind.startswith("text/")] + [output.get("text", "")]
+    return "\n".join("".join(text) for text in texts)
+
+
+def bad_outputs(path: Path) -> list[str]:
+    "Results that are missing, progress bars, terminal escapes, errors, and pictures without words"
+    found = []
+    for cell in read_nb(path).cells:
+        if cell.cell_type != "code" or not _visible(cell):
+            continue
+        code = [line for line in cell.source.splitlines() if line.strip() and not line.startswith("#")]
+        where = code[0][:60] if code else "an empty cell"
+        text = "\n".join(output_text(output) for output in cell.outputs)
+        if not cell.outputs and expects_output(cell.source):
+            found.append(f"a result is missing below: {where}")
+        if PROGRESS.search(text):
+            found.append(f"a progress bar in the output of: {where}")
+        if ESCAPE.search(text):
+            found.append(f"a terminal escape in the output of: {where}")
+        if any(output.output_type == "error" for output in cell.outputs):
+            found.append(f"an error in the output of: {where}")
+        if any("image/png" in output.get("data", {}) for output in cell.outputs) and "#| fig-alt:" not in cell.source:
+            found.append(f"a picture without `#| fig-alt:` in the output of: {where}")
+    return found
+
+
+def faults(path: Path) -> list[str]:
+    "All that is wrong with one page"
+    found = raised(path)
+    if any(fault.startswith("nbdev cannot") for fault in found):
+        return found + bad_outputs(path)
+    return found + lost_words(path) + bad_outputs(path)

@@ -1,0 +1,226 @@
+"Losses by name: the grammar, what records say, a loss from outside, and several processes."
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from semeda.core import InputError
+from semeda.edge_net import EdgeNet
+from semeda.loss_registry import (
+    LOSSES,
+    TABLE1,
+    LossRecord,
+    build_loss,
+    check_lambdas,
+    default_lambdas,
+    has_edge_head,
+    loss_across_processes,
+    loss_choices,
+    loss_label,
+    loss_slug,
+    loss_terms,
+    needs_edge_net,
+    parse_loss,
+    split_loss,
+)
+
+OWN = """
+import torch
+from torch import nn
+from semeda.loss_registry import LossRecord
+
+class Squared(nn.Module):
+    LABEL = "squared error"
+    def __init__(self, num_classes, power=2., edge_net=None):
+        super().__init__()
+        self.num_classes, self.power = num_classes, power
+    def forward(self, logits, labels):
+        hot = nn.functional.one_hot(labels.clamp(max=self.num_classes - 1).long(), self.num_classes).movedim(-1, 1)
+        return (logits.softmax(1) - hot).abs().pow(self.power).mean()
+
+class Broken(nn.Module):
+    def __init__(self): raise RuntimeError("no\\nluck")
+
+def function(logits, labels): return logits.sum()
+def nothing(): return 3
+number = 5
+record = LossRecord("mine", Squared, "mine", added=True, terms=("mine",))
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    "A module outside the package"
+    (tmp_path / "outside_losses.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "outside_losses"
+    sys.modules.pop("outside_losses", None)
+
+
+@pytest.fixture
+def batch():
+    g = torch.Generator().manual_seed(1)
+    labels = torch.randint(0, 4, (2, 9, 7), generator=g)
+    labels[torch.rand(labels.shape, generator=g) < .2] = 255
+    return torch.randn(2, 4, 9, 7, generator=g), labels
+
+
+@pytest.mark.parametrize("expression, words", [
+    ("sedema", "loss is 'sedema'; choose from ppce, ubernet, ppce_edges, semeda, edge_weighted, smp.NAME, semeda+smp.NAME"),
+    ("smp.Dice", "loss is 'smp.Dice'; choose from smp.DiceLoss"),
+    ("semeda+LovaszLoss", "loss is 'semeda+LovaszLoss'; choose from"),
+    ("ubernet+smp.DiceLoss", "expected a loss of the class logits alone"),
+    ("semeda+", "loss is 'semeda+'; expected a loss on both sides of +"),
+    ("+semeda", "expected a loss on both sides of +"),
+    ("", "expected a loss on both sides of +"),
+    ("smp.DiceLoss+semeda", "expected semeda at the beginning"),
+    ("smp.DiceLoss(weight=open('x'))", "expected arguments such as (weight=2)"),
+    ("smp.DiceLoss(2)", "expected arguments such as (weight=2)"),
+    ("smp.DiceLoss(**{})", "expected arguments such as (weight=2)"),
+    ("smp.DiceLoss(weight=1)(2)", "expected arguments such as (weight=2)"),
+    ("smp.DiceLoss(weight=2", "choose from"),
+    ("smp.DiceLoss weight", "choose from"),
+    ("smp.DiceLoss(wieght=2)", "loss smp.DiceLoss has no argument 'wieght'; choose from peer_weight, weight"),
+    (7, "loss is 7; expected text"),
+    ("no_such_module:Loss", "cannot be imported"),
+    ("torch.nn:NoSuchLoss", "has no NoSuchLoss"),
+])
+def test_what_is_wrong_is_told_in_one_line(expression, words):
+    with pytest.raises(InputError) as e:
+        parse_loss(expression)
+    assert words in str(e.value) and "\n" not in str(e.value)
+
+
+def test_split_loss_is_as_it_was():
+    assert split_loss("semeda") == ("semeda", "") and split_loss("smp.DiceLoss") == ("ppce", "DiceLoss")
+    assert split_loss("semeda+smp.LovaszLoss") == ("semeda", "LovaszLoss")
+    assert split_loss("semeda+smp.LovaszLoss+smp.DiceLoss") == ("semeda", "smp.LovaszLoss+smp.DiceLoss")
+
+
+def test_arguments_and_settings(batch):
+    assert build_loss("semeda(norm='l2')", edge_net=EdgeNet(4), norm="l1").norm == "l2"
+    assert build_loss("ubernet", lambdas=[5., 0., 0.]).lambda1 == 5
+    assert build_loss("ppce", ignore_index=9, lambdas=None).ignore_index == 9
+    with pytest.raises(InputError, match="unknown setting 'colour'"):
+        build_loss("ppce", colour=1)
+
+
+def test_peer_weight_and_weight(batch):
+    pytest.importorskip("segmentation_models_pytorch")
+    values = [build_loss(e, peer_weight=3.)(*batch) for e in ("smp.DiceLoss", "smp.DiceLoss(weight=3)", "ppce+smp.DiceLoss")]
+    assert values[0] == values[1] == values[2]
+    loss = build_loss("smp.DiceLoss+smp.FocalLoss(weight=.5)")
+    total = loss(*batch)
+    assert list(loss.terms) == ["ppce", "peer", "peer_2"] and loss_terms("smp.DiceLoss+smp.FocalLoss") == ("ppce", "semeda", "edges", "peer", "peer_2")
+    assert torch.allclose(total, sum(loss.terms.values()))
+
+
+def test_what_records_say():
+    names = [name for name in LOSSES if name not in ("ppce", "semeda", "ubernet", "ppce_edges", "edge_weighted")]
+    assert all(LOSSES[name].added and LOSSES[name].terms for name in names)
+    assert [needs_edge_net(e) for e in ("ppce", "semeda", "ppce_edges+smp.DiceLoss", "smp.DiceLoss")] == [False, True, True, False]
+    assert has_edge_head("ubernet") and not has_edge_head("semeda")
+    assert all(loss_terms(e)[:4] == ("ppce", "semeda", "edges", "peer") for e in LOSSES)
+    assert loss_slug("semeda+smp.LovaszLoss") == "semeda+smp.LovaszLoss"
+    assert "smp.NAME" in loss_choices()
+    long = loss_slug("ppce+" + "+".join(["smp.DiceLoss"] * 30))
+    assert len(long) < 100 and long != loss_slug("ppce+" + "+".join(["smp.DiceLoss"] * 31))
+
+
+def test_labels_of_tables():
+    assert loss_label("smp.LovaszLoss", lambdas=[1., 0., 0.], relu="before") == "PPCE + Lovasz"
+    assert loss_label("semeda+smp.DiceLoss", lambdas=[0., .25, 0.], relu="before", norm="l2", reduction="relative") == "SEMEDA (0, 0.25, 0) before ReLU, l2, relative + Dice"
+    assert loss_label("edge_weighted", lambdas=[3., 0., 0.]) == "edge-weighted PPCE 3"
+    assert loss_label("smp.DiceLoss(weight=.5)") == "PPCE + Dice (weight 0.5)"
+
+
+def test_lambdas():
+    assert default_lambdas("ubernet", paper=True) == [1., 0., 0.] and default_lambdas("semeda", paper=True) == [0., 1., 0.]
+    check_lambdas("ppce", [1., 1., 1.])
+    with pytest.raises(InputError, match="expected lambda1,0,0 for ppce_edges"):
+        check_lambdas("ppce_edges", [1., 1., 0.])
+
+
+def test_table_1():
+    assert list(TABLE1)[10] == "table1_11" and TABLE1["table1_11"] == dict(loss="semeda", lambdas=(0., 1., 0.), relu="before", reported=66.6)
+
+
+def test_a_whole_loss_from_outside(own, batch):
+    expression = f"{own}:Squared(power=1.)"
+    loss = build_loss(expression, num_classes=4)
+    value = loss(*batch)
+    assert loss.terms == {"Squared": value} and loss.over == "batch" and needs_edge_net(expression)
+    assert loss_terms(expression)[4:] == ("Squared",) and loss_label(expression) == "squared error (power 1.0)"
+    assert loss_slug(expression) == "outside_losses-Squared-power1." and loss.loss.power == 1
+
+
+def test_an_added_loss_from_outside(own, batch):
+    expression = f"semeda+{own}:Squared(weight=3)"
+    loss = build_loss(expression, num_classes=4, edge_net=EdgeNet(4))
+    assert list((loss(*batch), loss.terms)[1]) == ["ppce", "semeda", "Squared"]
+    alone = build_loss(f"{own}:Squared", num_classes=4)
+    assert torch.allclose(loss.terms["Squared"], 3 * alone(*batch))
+    assert parse_loss(f"{own}:record").parts[1].record.label == "mine"
+
+
+@pytest.mark.parametrize("name, words", [("Broken", "cannot be built: RuntimeError: no luck"), ("nothing", "gave a int; expected a torch.nn.Module"),
+                                         ("number", "is a int; expected a torch.nn.Module class"), ("Squared", "cannot be built: TypeError")])
+def test_a_faulty_loss_from_outside(own, name, words):
+    with pytest.raises(InputError) as e:
+        build_loss(f"{own}:{name}")
+    assert words in str(e.value) and "\n" not in str(e.value)
+
+
+def test_registering(monkeypatch, batch):
+    monkeypatch.setattr("semeda.loss_registry.LOSSES", type(LOSSES)("loss"))
+    from semeda import loss_registry
+    loss_registry.LOSSES.update(LOSSES)
+    loss_registry.LOSSES.register("plain", LossRecord("plain", nn.CrossEntropyLoss, "plain", added=True))
+    loss = build_loss("plain(weight=2.)")
+    assert torch.allclose(loss(*batch), 3 * F.cross_entropy(*batch, ignore_index=255)) and loss_terms("plain")
+    with pytest.raises(InputError, match="registered already"):
+        loss_registry.LOSSES.register("semeda", LossRecord("semeda", nn.CrossEntropyLoss, "plain"))
+
+
+ACROSS = ("ppce", "edge_weighted", "semeda", "semeda(reduction='relative')", "smp.DiceLoss", "torch.nn:CrossEntropyLoss", "ubernet")
+
+
+def one_of_two(rank, folder, state, logits, labels):
+    "One process of two: its image, through DistributedDataParallel, with every loss"
+    import torch.distributed as dist
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    net = EdgeNet(4)
+    net.load_state_dict(state)
+    found = {}
+    for expression in ACROSS:
+        head = nn.Conv2d(4, 4, 1, bias=False)
+        head.weight.data = torch.eye(4)[:, :, None, None]
+        model = nn.parallel.DistributedDataParallel(nn.Sequential(head, nn.Tanh()))
+        loss = build_loss(expression, edge_net=net, num_classes=4)
+        out = model(logits[rank:rank + 1])
+        value = loss_across_processes(loss, (out, out[:, :2]) if has_edge_head(expression) else out, labels[rank:rank + 1])
+        value.backward()
+        found[expression] = head.weight.grad, value.detach(), loss.terms
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(batch, tmp_path):
+    logits, labels = batch
+    labels[0, 3:] = 255 # the parts count differently
+    torch.manual_seed(0)
+    net = EdgeNet(4)
+    torch.multiprocessing.spawn(one_of_two, (str(tmp_path), net.state_dict(), logits, labels), nprocs=2)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    for expression in ACROSS:
+        weight = torch.eye(4)[:, :, None, None].requires_grad_()
+        loss, out = build_loss(expression, edge_net=net, num_classes=4), F.conv2d(logits, weight).tanh()
+        value = loss((out, out[:, :2]) if has_edge_head(expression) else out, labels)
+        gradient, = torch.autograd.grad(value, weight)
+        grads, values, terms = zip(*(part[expression] for part in found))
+        assert torch.equal(*grads) and torch.allclose(grads[0], gradient, atol=1e-6), expression
+        assert torch.allclose(sum(values) / 2, value, rtol=1e-5), expression
+        for name, term in loss.terms.items():
+            assert torch.allclose((terms[0][name] + terms[1][name]) / 2, term, rtol=1e-5), (expression, name)

@@ -1,0 +1,104 @@
+"""nbdev processes every page of the site, and each fault that once stood on a page is found."""
+import json
+
+import pytest
+
+from tests import pages as site
+
+PAGES = site.pages()
+IDS = [str(path.relative_to(site.NOTEBOOKS)) for path in PAGES]
+TITLE = "# A page\n\n> What it is about.\n\nThe introduction stands here."
+
+
+@pytest.mark.parametrize("path", PAGES, ids=IDS)
+def test_page(path):
+    assert site.faults(path) == []
+
+
+def test_no_two_pages_have_one_name():
+    assert site.collisions(PAGES) == []
+
+
+def stream(text, name="stdout"):
+    return [dict(output_type="stream", name=name, text=[text])]
+
+
+def picture():
+    return [dict(output_type="display_data", data={"image/png": "iVBORw0KGgo="}, metadata={})]
+
+
+def write_page(folder, *cells, title=TITLE):
+    "A notebook of a title and code cells, each its source and its outputs"
+    made = [dict(cell_type="markdown", id="title", metadata={}, source=title.splitlines(True))]
+    for number, (source, outputs) in enumerate(cells):
+        made.append(dict(cell_type="code", id=f"cell{number}", metadata={}, source=source.splitlines(True),
+                         outputs=outputs, execution_count=None))
+    path = folder / "nbs" / "20_page.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    metadata = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
+    path.write_text(json.dumps(dict(cells=made, metadata=metadata, nbformat=4, nbformat_minor=5)))
+    return path
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    "A folder with this project's nbdev settings"
+    (tmp_path / "pyproject.toml").write_text((site.ROOT / "pyproject.toml").read_text())
+    (tmp_path / "nbs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+HALF = "#| export\ndef half(x: float) -> float:\n    'Half of x'\n    return x / 2"
+RESULT = [dict(output_type="execute_result", data={"text/plain": "1.5"}, metadata={}, execution_count=None)]
+GOOD = [("#| export\nimport math", []), (HALF, []), ("half(3)", RESULT)]
+
+
+def test_a_good_page_has_no_fault_and_shows_its_code(project):
+    path = write_page(project, *GOOD)
+    assert site.faults(path) == []
+    cells = site.processed(path)[0].cells
+    sources = [cell.source for cell in cells]
+    assert "The introduction stands here." in sources[1]
+    [signature] = [cell for cell in cells if "show_doc(half)" in cell.source]
+    [code] = [source for source in sources if "return x / 2" in source]
+    assert "#| code-fold: true" in code and sources.index(code) > sources.index(signature.source)
+    assert not any("import math" in source for source in sources)
+
+
+@pytest.mark.parametrize("cells, words", [
+    ([*GOOD, ("x = 1 / 2", []), ("import json\nx.nowhere()", [])], "nbdev cannot process the page"),
+    ([*GOOD, ("import json\ny = json.dumps(1)", [])], "mixes imports and other code"),
+    ([*GOOD, ("print(half(3))", [])], "a result is missing below: print(half(3))"),
+    ([*GOOD, ("half(3) + 1", [])], "a result is missing below: half(3) + 1"),
+    ([*GOOD, ("#| fig-alt: A line that falls.\nfig = draw()", [])], "a result is missing below: fig = draw()"),
+    ([*GOOD, ("for i in range(2): print(i)", [])], "a result is missing"),
+    ([*GOOD, ("work()", stream(" 40%|####      | 2/5", "stderr"))], "a progress bar in the output of: work()"),
+    ([*GOOD, ("work()", stream("3.1 it/s", "stderr"))], "a progress bar"),
+    ([*GOOD, ("work()", stream("\x1b[31mred\x1b[0m"))], "a terminal escape in the output of: work()"),
+    ([*GOOD, ("work()", [dict(output_type="error", ename="E", evalue="", traceback=[])])], "an error in the output"),
+    ([*GOOD, ("fig = draw()", picture())], "a picture without `#| fig-alt:`"),
+])
+def test_a_fault_is_found(project, cells, words):
+    found = site.faults(write_page(project, *cells))
+    assert len(found) == 1 and words in found[0]
+
+
+SILENT = ["x = 3", "test_eq(1, 1)", "if x: print(x)", "x;", "def f(): return 1", "model.step()"]
+
+
+@pytest.mark.parametrize("source", SILENT)
+def test_a_cell_that_shows_nothing_needs_no_output(project, source):
+    assert site.faults(write_page(project, *GOOD, (source, []))) == []
+
+
+def test_an_introduction_that_is_lost_is_found(project, monkeypatch):
+    settings = (project / "pyproject.toml").read_text().replace('"semeda._site:KeepIntroduction", ', "")
+    (project / "pyproject.toml").write_text(settings)
+    [fault] = site.faults(write_page(project, *GOOD))
+    assert fault.startswith("the introduction is not on the page: introduction stands here")
+
+
+def test_two_pages_of_one_name_are_found(project):
+    [fault] = site.collisions([project / "nbs" / "08_evaluate.ipynb", project / "nbs" / "evaluate.ipynb"])
+    assert fault == "08_evaluate.ipynb and evaluate.ipynb are one page"

@@ -1,0 +1,231 @@
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from semeda.core import InputError
+from semeda.reading import (
+    files_by_name,
+    label_files,
+    match_files,
+    read_image,
+    read_label,
+    read_label_map,
+    stored_size,
+)
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_bytes(size, depth, colour, rows):
+    "A PNG file of any bit depth, and of any size that its header says"
+    header = struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_grey_png_of_few_bits(tmp_path, depth):
+    "Class numbers are those that the file stores, not stretched to 0..255"
+    numbers = np.arange(16).reshape(2, 8) % 2**depth
+    bits = np.unpackbits(numbers.astype(np.uint8)[..., None], axis=2)[..., 8 - depth:].reshape(2, -1)
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in bits)
+    (tmp_path / "a.png").write_bytes(png_bytes((8, 2), depth, 0, rows))
+    assert (read_label(tmp_path / "a.png", 16).numpy() == numbers).all()
+    assert (read_label(tmp_path / "a.png", 16, size=(4, 1)).numpy() == numbers[1:, 1::2]).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**16 - 1), st.integers(1, 255), st.integers(0, 2**16 - 1))
+def test_numbers_of_16_bits_never_wrap(tmp_path_factory, value, num_classes, void):
+    path = tmp_path_factory.getbasetemp() / "wide.png"
+    Image.fromarray(np.full((2, 2), value, np.uint16)).save(path)
+    if value == void or value < num_classes:
+        assert read_label(path, num_classes, void).unique().tolist() == [255 if value == void else value]
+    else:
+        with pytest.raises(InputError, match=f"contain {value}; expected 0..{num_classes - 1} or {void} "):
+            read_label(path, num_classes, void)
+
+
+def test_a_label_equal_to_the_number_of_classes_is_refused(tmp_path):
+    Image.fromarray(np.array([[0, 3]], np.uint8)).save(tmp_path / "a.png")
+    assert read_label(tmp_path / "a.png", 4).tolist() == [[0, 3]]
+    with pytest.raises(InputError, match="contain 3; expected 0..2 or 255"):
+        read_label(tmp_path / "a.png", 3)
+    np.save(tmp_path / "a.npy", np.array([[0, -1]]))
+    with pytest.raises(InputError, match="contain -1; expected 0..2 or 255"):
+        read_label(tmp_path / "a.npy", 3)
+    assert read_label(tmp_path / "a.npy", 3, void=-1).tolist() == [[0, 255]]
+
+
+def frames(path):
+    Image.new("L", (3, 2)).save(path, save_all=True, append_images=[Image.new("L", (3, 2), 1)])
+
+
+def bomb(path):
+    path.write_bytes(png_bytes((100_000, 100_000), 8, 0, b"\0" * 100))
+
+
+def postscript(path):
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 2 2\n")
+
+
+def array(values):
+    def write(path):
+        with open(path, "wb") as file:
+            np.save(file, values)
+    return write
+
+
+def picture(mode, fill=0):
+    return lambda path: Image.new(mode, (3, 2), fill).save(path)
+
+
+def huge_array(path):
+    "A header that says 10^12 bytes"
+    array(np.zeros((2, 3), np.uint8))(path)
+    path.write_bytes(path.read_bytes().replace(b"(2, 3)", b"(1000000, 1000000)").replace(b" " * 12, b"", 1))
+
+
+# file, how it is spoilt, the message for an image and for a label; None where it is read
+BAD = dict(
+    empty=("a.png", lambda p: p.write_bytes(b""), "cannot be decoded", "cannot be decoded"),
+    text=("a.png", lambda p: p.write_text("hello"), "cannot be decoded", "cannot be decoded"),
+    folder=("a.png", lambda p: p.mkdir(), "cannot be decoded", "cannot be decoded"),
+    missing=("a.png", lambda p: None, "cannot be decoded: [Errno 2]", "cannot be decoded: [Errno 2]"),
+    null=("a\0.png", lambda p: None, "cannot be decoded: embedded null byte", "embedded null byte"),
+    long=("a" * 300 + ".png", lambda p: None, "File name too long", "File name too long"),
+    bomb=("a.png", bomb, "could be decompression bomb", "could be decompression bomb"),
+    script=("a.png", postscript, "cannot identify", "cannot identify"),
+    frames=("a.tif", frames, "has 2 frames; expected one", "has 2 frames; expected one"),
+    gif=("a.gif", frames, "has 2 frames; expected one", "has 2 frames; expected one"),
+    deep=("a.png", picture("I;16", 300), "is a I;16 image; expected 8 bits a channel", "contain 300"),
+    integers=("a.tif", picture("I", 70000), "is a I image; expected 8 bits a channel", "contain 70000"),
+    floats=("a.tif", picture("F", .5), "is a F image; expected 8 bits a channel", "is a F image; expected one channel"),
+    colours=("a.png", picture("RGB"), None, "is a RGB image; expected one channel"),
+    alpha=("a.png", picture("LA"), None, "is a LA image; expected one channel"),
+    jpeg=("a.png", lambda p: Image.new("L", (3, 2)).save(p, "JPEG"), None, "cannot identify image file"),
+    real_array=("a.npy", array(np.zeros((2, 3))), "cannot identify", "holds float64 of shape 2x3; expected integers"),
+    deep_array=("a.npy", array(np.zeros((2, 3, 4), int)), "cannot identify", "of shape 2x3x4; expected integers"),
+    pickled=("a.npy", array(np.array([[{}]], object)), "cannot identify", "cannot be decoded"),
+    huge_array=("a.npy", huge_array, "cannot identify", "cannot be decoded"),
+)
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files(tmp_path, case):
+    name, spoil, image, label = BAD[case]
+    path = tmp_path / name
+    if "\0" not in name:
+        spoil(path)
+    for read, words in ((read_image, image), (lambda p: read_label(p, 3), label)):
+        if words is None:
+            assert read(path).shape[-2:] == (2, 3)
+        else:
+            with pytest.raises(InputError) as e:
+                read(path)
+            assert words in str(e.value) and name[:9] in str(e.value) and "\n" not in str(e.value)
+
+
+def test_every_truncation_is_told_or_read_whole(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 3, (9, 7), dtype=np.uint8)).save(path)
+    whole, content = read_label(path, 3), path.read_bytes()
+    for end in range(0, len(content), 3):
+        path.write_bytes(content[:end])
+        try:
+            assert torch.equal(read_label(path, 3), whole)
+        except InputError as e:
+            assert "a.png cannot be decoded" in str(e)
+
+
+@pytest.mark.parametrize("num_classes", [0, 256, 280])
+def test_too_many_classes(tmp_path, num_classes):
+    with pytest.raises(InputError, match=f"num_classes is {num_classes}; expected 1..255"):
+        read_label(tmp_path / "a.png", num_classes)
+
+
+def test_colours_and_equal_channels(tmp_path):
+    palette = [(0, 0, 0), (128, 0, 0), (224, 224, 192)]
+    numbers = np.array([[0, 1, 2], [1, 1, 2]])
+    Image.fromarray(np.array(palette, np.uint8)[numbers]).save(tmp_path / "a.png")
+    assert (read_label(tmp_path / "a.png", 2, colours=palette).numpy() == np.where(numbers == 2, 255, numbers)).all()
+    with pytest.raises(InputError, match="a.png has the colours 224 224 192; expected those of the palette"):
+        read_label(tmp_path / "a.png", 2, colours=palette[:2])
+    with pytest.raises(InputError, match="a.png is an RGB image with colours; expected three equal channels"):
+        read_label(tmp_path / "a.png", 2, equal_channels=True)
+    Image.fromarray(numbers.astype(np.uint8)).convert("RGB").save(tmp_path / "a.png")
+    assert (read_label(tmp_path / "a.png", 3, equal_channels=True).numpy() == numbers).all()
+
+
+def test_other_ways_to_store_numbers(tmp_path):
+    numbers = np.array([[0, 1, 2], [2, 1, 255]])
+    Image.fromarray(numbers.astype(np.uint8)).save(tmp_path / "a.tif")
+    Image.fromarray(numbers.astype(np.uint16)).save(tmp_path / "b.png")
+    palette = Image.fromarray(numbers.astype(np.uint8))
+    palette.putpalette(list(range(256)) * 3)
+    palette.save(tmp_path / "c.png")
+    np.save(tmp_path / "d.npy", numbers[None])
+    for name in ("a.tif", "b.png", "c.png", "d.npy"):
+        assert (read_label(tmp_path / name, 3).numpy() == numbers).all(), name
+        assert stored_size(tmp_path / name) == (3, 2)
+        assert read_label(tmp_path / name, 3, size=(6, 2)).tolist() == np.repeat(numbers, 2, axis=1).tolist(), name
+
+
+@pytest.mark.parametrize("text, words", [
+    ("", "is empty; expected a number and its class a line"),
+    ("1\n", "has the line '1'; expected a number and its class or void"),
+    ("1 a\n", "has the line '1 a'; expected a number and its class or void"),
+    ("1 3\n", "has the line '1 3'; expected a class 0..2 or void"),
+    ("1 0\n1 2\n", "has 1 twice; expected one class for each number"),
+    ("²: 1\n", "has the line '²: 1'; expected a number"),
+])
+def test_bad_label_maps(tmp_path, text, words):
+    (tmp_path / "map.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as e:
+        read_label_map(tmp_path / "map.txt", 3)
+    assert words in str(e.value)
+
+
+def test_label_map_that_does_not_fit(tmp_path):
+    with pytest.raises(InputError, match="label map cityscapes has 19 classes; expected 3"):
+        read_label_map("cityscapes", 3)
+    with pytest.raises(InputError, match="label map nope cannot be read: .*; expected a text file or one of"):
+        read_label_map("nope", 3)
+    (tmp_path / "map.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_label_map(tmp_path / "map.txt", 3)
+    Image.new("L", (3, 2), 40).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="a.png contain 40; expected the numbers of the label map"):
+        read_label(tmp_path / "a.png", 19, label_map=read_label_map("cityscapes", 19))
+
+
+@pytest.mark.parametrize("names", [("0.png", "0.PNG"), ("a.png", "a.jpg"), ("a.jpeg", "a.jpg")])
+def test_two_files_of_one_name(tmp_path, names):
+    for name in names:
+        (tmp_path / name).touch()
+    first, second = sorted(names)
+    with pytest.raises(InputError, match=f"has {first} and {second}; expected one file of each name"):
+        files_by_name(tmp_path)
+
+
+def test_match_files_in_sub_folders(tmp_path):
+    "As Cityscapes stores them"
+    for city in ("aachen", "ulm"):
+        for name in ("images/x_leftImg8bit.png", "labels/x_gtFine_labelIds.png", "labels/x_gtFine_color.png"):
+            path = tmp_path / name.replace("/", f"/{city}/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    pairs = match_files(tmp_path / "images", tmp_path / "labels", "_leftImg8bit", "_gtFine_labelIds", recursive=True)
+    names = [(image.relative_to(tmp_path).as_posix(), label.name) for image, label in pairs]
+    assert names == [(f"images/{city}/x_leftImg8bit.png", "x_gtFine_labelIds.png") for city in ("aachen", "ulm")]
+    assert len(label_files(tmp_path / "labels")) == 4
+    (tmp_path / "labels" / "ulm" / "x_gtFine_labelIds.png").unlink()
+    with pytest.raises(InputError, match="ulm/x_leftImg8bit.png has no label; expected .*/ulm/x_gtFine_labelIds"):
+        match_files(tmp_path / "images", tmp_path / "labels", "_leftImg8bit", "_gtFine_labelIds", recursive=True)
