@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMATS', 'FromPixels', 'export_network']
 
-# %% ../nbs/24_export.ipynb #662e42b4
+# %% ../nbs/24_export.ipynb #8868a4b3
 import copy
 import json
 import logging
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import InputError, known, one_line, replacing
-from .data import CAFFE_MEAN, IMAGENET_MEAN, IMAGENET_STD, normalise
+from .crops import CAFFE_MEAN, IMAGENET_MEAN, IMAGENET_STD
 from .trained import TrainedNetwork, describe, save_network
 
 # %% ../nbs/24_export.ipynb #698a968f

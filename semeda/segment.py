@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_photo', 'as_photo', 'resized', 'classes_of', 'predict_images', 'tile_starts', 'predict_tiles', 'predict_image']
 
-# %% ../nbs/27_segment.ipynb #4fa2062c
+# %% ../nbs/27_segment.ipynb #fa2e01da
 from pathlib import Path
 from typing import Sequence
 
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .core import InputError
-from .data import normalise
+from .crops import normalise
 from .reading import read_image
 
 # %% ../nbs/27_segment.ipynb #a2a5579f

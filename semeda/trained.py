@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'TrainedNetwork', 'describe', 'save_network', 'load_network']
 
-# %% ../nbs/26_trained.ipynb #fc58ad23
+# %% ../nbs/26_trained.ipynb #eff47c71
 import importlib
 import json
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .checkpoints import read_checkpoint, tensors_of
 from .core import InputError, one_line, read_json, replacing, some, weights_hash
