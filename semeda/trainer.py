@@ -22,11 +22,12 @@ from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-# %% ../nbs/06_trainer.ipynb #5652bfc3
+# %% ../nbs/06_trainer.ipynb #1aaf8678
 from .config import MAY_DIFFER, PRESETS, Config, help_of, resolve
 from .core import BAR, Arguments, InputError, one_line, provenance, weights_hash, write_json
 from .data import TrainingCrops, normalise
 from .launchers import SharedError, is_reporting_process, run_on_all_ranks
+from .loggers import Loggers, logger_names
 from .loss_registry import loss_across_processes, loss_terms
 from .metrics import build_metrics, history_values, metric_entries
 from .optimise import RunningMeans, Timer, parameter_groups, poly_decay, sync_batch_norm
@@ -103,7 +104,7 @@ def validations_since_best(
     best = max(range(len(scores)), key=lambda i: (scores[i], -i), default=0)
     return max(0, len(scores) - 1 - best)
 
-# %% ../nbs/06_trainer.ipynb #cf6ac725
+# %% ../nbs/06_trainer.ipynb #5bff6d54
 class _RunLoop(_RunLog):
     "The loop"
     def _train_on(self, images, labels, step):
@@ -125,6 +126,8 @@ class _RunLoop(_RunLog):
             return
         with self._locked():
             self._set_up()
+            if self.fabric.is_global_zero:
+                self.loggers = Loggers(logger_names(self.config.logger), self.folder, self.record["config"])
             start = self.load() if self.config.resume and not self.config.overwrite else 0
             self._train_from(start)
 
@@ -140,6 +143,7 @@ class _RunLoop(_RunLog):
                 if validated or saved or step % self.config.log_every == 0:
                     self._log(step, means, bar)
                     enough = validated and self._validate(step)
+                    self.loggers.log(self.history[-1], step)
                     if saved or enough:
                         self.save(step)
                     timer.lap()
@@ -188,7 +192,7 @@ class _RunScores(_RunLoop):
             run_on_all_ranks(self.fabric, partial(self._write_state, step, best=True))
         return bool(self.config.patience) and since >= self.config.patience
 
-# %% ../nbs/06_trainer.ipynb #8f037228
+# %% ../nbs/06_trainer.ipynb #5a9ce9a3
 class Run(_RunScores):
     "One training run: data, network, loss, and the folder they write to"
     def evaluate(self) -> dict: # What metrics.json holds
@@ -210,10 +214,26 @@ class Run(_RunScores):
         self.metrics = entries | dict(
             iterations=self.config.iterations, val_images=len(self.val_data), final_weights=weights,
             last_losses=self._last_losses(), cost=self._cost())
-        if self.history and self.history[-1]["step"] < self.config.iterations:
-            self.metrics["stopped_at"] = self.history[-1]["step"]
+        if self._last_step() < self.config.iterations:
+            self.metrics["stopped_at"] = self._last_step()
+        self.loggers.log({f"final_{name}": value for name, value in history_values(entries).items()}, self._last_step())
         write = partial(write_json, self.folder/"metrics.json", self.metrics)
         run_on_all_ranks(self.fabric, write if self.fabric.is_global_zero else bool)
+
+    def _last_step(self):
+        "The step of the history's last row"
+        return self.history[-1]["step"] if self.history else 0
+
+    def log_figure(self,
+        name: str, # Of the figure
+        figure: Any, # Of matplotlib
+    ):
+        "Show a figure in the run's loggers"
+        self.loggers.log_figure(name, figure, self._last_step())
+
+    def close(self):
+        "Write what the loggers have not written yet"
+        self.loggers.close()
 
     def _last_losses(self):
         "Loss and terms of the history's last row"
@@ -235,7 +255,7 @@ def _process_memory():
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
-# %% ../nbs/06_trainer.ipynb #42e6a8ae
+# %% ../nbs/06_trainer.ipynb #49a89fd1
 def train(
     progress: Callable | None = tqdm, # Progress bar
     **parameters: Any, # Those of `Config`
@@ -245,6 +265,7 @@ def train(
     run.prepare()
     run.fit()
     run.evaluate()
+    run.close()
     return run
 
 # %% ../nbs/06_trainer.ipynb #2777ddd8
