@@ -695,6 +695,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'semeda.run.write_checkpoint': ('run.html#write_checkpoint', 'semeda/run.py'),
                             'semeda.run.write_history': ('run.html#write_history', 'semeda/run.py')},
             'semeda.run_setup': { 'semeda.run_setup.RunSetup': ('run_setup.html#runsetup', 'semeda/run_setup.py'),
+                                  'semeda.run_setup.RunSetup._restore_random_states': ( 'run_setup.html#runsetup._restore_random_states',
+                                                                                        'semeda/run_setup.py'),
                                   'semeda.run_setup.RunSetup._saved': ('run_setup.html#runsetup._saved', 'semeda/run_setup.py'),
                                   'semeda.run_setup.RunSetup.load': ('run_setup.html#runsetup.load', 'semeda/run_setup.py'),
                                   'semeda.run_setup._RunCheckpoints': ('run_setup.html#_runcheckpoints', 'semeda/run_setup.py'),

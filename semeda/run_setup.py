@@ -33,7 +33,7 @@ from .run import (
     set_random_states, unlock_run, write_checkpoint, write_history)
 from .settings import write_settings
 
-# %% ../nbs/34_run_setup.ipynb #9e5f7d40
+# %% ../nbs/34_run_setup.ipynb #818dbf86
 class _RunInputs:
     "What a run reads: parameters, data, network, initial weights"
     _writes = True # whether its folder must be writable
@@ -51,6 +51,7 @@ class _RunInputs:
         self.fabric = launch(self.config)
         self.progress = progress if self.fabric.is_global_zero else None
         self.history, self.metrics, self.edge_net, self.optimizer = [], {}, None, None
+        self._random_states = None
         self.loggers, self._seconds, self._measured = Loggers([], self.folder, {}), [], (None, None)
         run_on_all_ranks(self.fabric, self._read)
 
@@ -177,7 +178,7 @@ class _RunFiles(_RunLoss):
             lock_run(self.folder)
             check_run_folder(self.folder, self.record)
 
-# %% ../nbs/34_run_setup.ipynb #c041328e
+# %% ../nbs/34_run_setup.ipynb #8d5fcd41
 class _RunRecord(_RunFiles):
     "What a run writes before it trains"
     def _record_edge_net(self):
@@ -204,8 +205,8 @@ class _RunRecord(_RunFiles):
         clear_run(self.folder, [name for name in FILES if not (goes_on and name in GOES_ON)])
         if not goes_on:
             shutil.rmtree(self.folder/"tensorboard", ignore_errors=True)
+        write_json(self.folder/"config.json", self.record) # first: it makes this a run folder
         write_settings(self.folder/"run.yaml", self.config)
-        write_json(self.folder/"config.json", self.record)
 
 # %% ../nbs/34_run_setup.ipynb #332f4302
 class _RunCheckpoints(_RunRecord):
@@ -246,7 +247,7 @@ class _RunCheckpoints(_RunRecord):
         "Write history.csv and checkpoint.pt after a step"
         run_on_all_ranks(self.fabric, partial(self._write_state, step))
 
-# %% ../nbs/34_run_setup.ipynb #32892ee6
+# %% ../nbs/34_run_setup.ipynb #8b35447f
 class RunSetup(_RunCheckpoints):
     "A run up to its loop: what it reads, the folder it writes, and how it goes on"
     def load(self, name: str = "checkpoint.pt") -> int: # Steps done
@@ -260,9 +261,14 @@ class RunSetup(_RunCheckpoints):
             self.optimizer.load_state_dict(state["optimizer"])
         if state.get("precision"):
             self.fabric.strategy.precision.load_state_dict(state["precision"])
-        if state["random"]:
-            set_random_states(state["random"])
+        self._random_states = state["random"] # set when the loader has begun, which draws a number
         return state["step"]
+
+    def _restore_random_states(self):
+        "At the first step after a checkpoint"
+        if self._random_states:
+            set_random_states(self._random_states)
+        self._random_states = None
 
     def _saved(self, name):
         "A checkpoint with its history, read by rank zero alone, which wrote it; None where there is none"

@@ -104,12 +104,13 @@ def validations_since_best(
     best = max(range(len(scores)), key=lambda i: (scores[i], -i), default=0)
     return max(0, len(scores) - 1 - best)
 
-# %% ../nbs/06_trainer.ipynb #5bff6d54
+# %% ../nbs/06_trainer.ipynb #5823203b
 class _RunLoop(_RunLog):
     "The loop"
     def _train_on(self, images, labels, step):
         "One step; returns the loss and its terms"
         config = self.config
+        self._restore_random_states()
         decay = poly_decay(step, config.iterations, config.power, config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * decay

@@ -1,8 +1,10 @@
 """One run over several processes: the same weights as one process, and no process left waiting."""
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import nn
 from semeda import run_setup, trainer
 from semeda.deeplab import DeepLabV2
 from semeda.core import InputError
+from semeda.launchers import end_with_main_process
 from semeda.networks import build_network
 from semeda.trainer import Run, main, resolve, sync_batch_norm
 from semeda.trainer import train as train_run
@@ -153,6 +156,15 @@ def test_bad_input_is_told_once(root, tmp_path):
     assert status != 0 and not (tmp_path / "runs").exists()
     [line] = [line for line in err.splitlines() if line.startswith("semeda-train: ")]
     assert "train/0001.png cannot be decoded" in line
+
+
+def test_a_process_ends_with_the_one_that_started_it(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("SEMEDA_MAIN_PROCESS", str(os.getppid() + 1)) # as if that one had ended
+    ended = threading.Event()
+    monkeypatch.setattr("os._exit", lambda status: ended.set())
+    end_with_main_process(seconds=.01)
+    assert ended.wait(5)
 
 
 @pytest.mark.parametrize("rank, lines", [("0", 1), ("1", 0)])
