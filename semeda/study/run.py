@@ -153,19 +153,19 @@ def page_path(
     names = sorted({path.stem for folder in folders for path in folder.glob("*.ipynb")})
     raise InputError(f"page is {name!r}; choose from {', '.join(names)}")
 
-# %% ../../nbs/34_study_run.ipynb #cef35185
+# %% ../../nbs/34_study_run.ipynb #b39dbc99
 def render(
     name: str, # Of the page, such as table1
     out: Path, # HTML file to write; the executed notebook stands beside it
     given: dict[str, str], # Parameters of the notebook
 ):
     "Make a page from results"
+    source, executed = page_path(name), out.with_suffix(".ipynb")
     try:
         import nbconvert
         import papermill
     except ImportError:
         raise InputError("pages need papermill and nbconvert: pip install 'semeda[sweep]'") from None
-    source, executed = page_path(name), out.with_suffix(".ipynb")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(source, executed, given, progress_bar=False)
