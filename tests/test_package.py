@@ -15,9 +15,9 @@ SLIM = ("core", "edges", "edge_net", "losses", "edge_iou")
 
 # a room imports only rooms before it
 ROOMS = """core loss_inputs edges edge_net reading edge_net_files frozen_edge_net losses edge_iou rivals
-loss_registry crops scenes data deeplab checkpoints networks counts structure boundary_iou metrics launchers config
-run optimise trainer predict export report evaluate plots widgets study.plan study.collect study.results study.tables
-study.run study.groups study.gains""".split()
+loss_registry crops scenes data deeplab checkpoints networks trained segment export predict counts intervals structure
+boundary_iou metrics launchers config run optimise trainer masks report evaluation evaluate plots widgets study.plan
+study.collect study.results study.tables study.run study.groups study.gains""".split()
 
 
 @pytest.mark.parametrize("module", [f"semeda.{room}" for room in SLIM if (ROOT / "semeda" / f"{room}.py").is_file()])
@@ -27,7 +27,7 @@ def test_slim_imports(module):
     alone = run(sys.executable, "-c", code.replace(f", {module}", ", torch"))
     done = run(sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == json.loads(alone.stdout)
+    assert set(json.loads(done.stdout)) <= set(json.loads(alone.stdout))
 
 
 def rooms_used(file):
