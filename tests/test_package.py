@@ -15,7 +15,7 @@ SLIM = ("core", "edges", "edge_net", "losses", "edge_iou")
 
 # a room imports only rooms before it
 ROOMS = """core loss_inputs edges edge_net reading edge_net_files frozen_edge_net losses edge_iou rivals
-loss_registry crops scenes data deeplab checkpoints networks trained segment export predict counts intervals structure
+boundary_losses loss_processes loss_registry crops scenes data deeplab checkpoints networks trained segment export predict counts intervals structure
 boundary_iou metrics launchers config run optimise trainer masks report evaluation evaluate plots widgets study.plan
 study.collect study.results study.tables study.run study.groups study.gains""".split()
 
