@@ -26,7 +26,7 @@ def test_slim_imports(module):
     alone = run(sys.executable, "-c", code.replace(f", {module}", ", torch"))
     done = run(sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == json.loads(alone.stdout)
+    assert set(json.loads(done.stdout)) <= set(json.loads(alone.stdout))
 
 
 def rooms_used(file):
