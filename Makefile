@@ -48,7 +48,7 @@ STUDY = smoke
 JOBS = 2
 table2: STUDY = table2
 table1 table2 figure5: $(READY)
-	$(BIN)/python -m snakemake $@ --configfile benchmarks/studies/$(STUDY).yaml --cores $(JOBS) $(SNAKEMAKE_ARGS)
+	$(BIN)/python -m snakemake $@ --configfile semeda/study/studies/$(STUDY).yaml --cores $(JOBS) $(SNAKEMAKE_ARGS)
 
 # every benchmark on the CPU, about 25 minutes; others by hand: python -m benchmarks loss step --device cuda
 bench: $(READY)

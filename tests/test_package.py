@@ -15,8 +15,8 @@ SLIM = ("core", "edges", "edge_net", "losses", "edge_iou")
 
 # a room imports only rooms before it
 ROOMS = """core loss_inputs edges edge_net reading edge_net_files losses edge_iou rivals loss_registry crops scenes data
-deeplab checkpoints networks counts structure boundary_iou metrics config run trainer predict export report evaluate
-plots widgets study.plan study.collect study.results""".split()
+deeplab checkpoints networks counts structure boundary_iou metrics config launchers run optimise trainer predict export report evaluate
+plots widgets study.plan study.collect study.results study.tables study.run""".split()
 
 
 @pytest.mark.parametrize("module", [f"semeda.{room}" for room in SLIM if (ROOT / "semeda" / f"{room}.py").is_file()])
