@@ -2,6 +2,7 @@ import ast
 import json
 import re
 import sys
+import tomllib
 import zipfile
 from configparser import ConfigParser
 
@@ -15,8 +16,8 @@ SLIM = ("core", "edges", "edge_net", "losses", "edge_iou")
 
 # a room imports only rooms before it
 ROOMS = """core loss_inputs edges edge_net reading edge_net_files losses edge_iou rivals loss_registry crops scenes data
-deeplab checkpoints networks counts structure boundary_iou metrics config launchers run optimise trainer predict export report evaluate
-plots widgets study.plan study.collect study.results study.tables study.run""".split()
+deeplab checkpoints networks counts structure boundary_iou metrics launchers config run optimise trainer predict export
+report evaluate plots widgets study.plan study.collect study.results study.tables study.run""".split()
 
 
 @pytest.mark.parametrize("module", [f"semeda.{room}" for room in SLIM if (ROOT / "semeda" / f"{room}.py").is_file()])
@@ -75,7 +76,10 @@ def test_nothing_is_said_twice():
     cfg = ConfigParser()
     cfg.read(ROOT / "settings.ini")
     assert semeda.__version__ == cfg["DEFAULT"]["version"]
-    assert "[project]" not in (ROOT / "pyproject.toml").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project.keys() == {"name", "dynamic", "urls"}, "the rest stands in settings.ini"
+    urls = {"Homepage": cfg["DEFAULT"]["doc_url"], "Repository": cfg["DEFAULT"]["git_url"]}
+    assert (project["name"], project["urls"]) == (cfg["DEFAULT"]["lib_name"], urls)
     citation = (ROOT / "CITATION.cff").read_text()
     assert f"version: {semeda.__version__}\n" in citation and f"license: {cfg['DEFAULT']['license']}" in citation
 
