@@ -10,35 +10,35 @@ export PATH := $(VENV)/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 
-.PHONY: demo figures table1 table2 figure5 bench test quick types lab docs readme clean install
+.PHONY: demo figures table1 table2 table-losses figure5 bench test quick types lab docs readme clean install
 
 install:
 	@.ci/install
 
-# Two runs side by side, a thread each: more threads would wait for one another, spinning, on images this small.
-# The messages are progress and errors of the notebook, without ipykernel's remark on local sockets.
+# two threads on any machine, so that the digits are the same, and no spinning where they wait for one another;
+# the messages are progress and errors of the notebook, without ipykernel's remark on local sockets
 DEMO = runs/demo
-PAPERMILL = OMP_NUM_THREADS=1 papermill --log-output --log-level WARNING --no-progress-bar
+PAPERMILL = OMP_WAIT_POLICY=PASSIVE papermill --log-output --log-level WARNING --no-progress-bar
 QUIET = 2>&1 | sed -u '/IPKernelApp/d'
 
 demo: install
 	@rm -rf $(DEMO)/scenes-*; mkdir -p $(DEMO)
 	@for loss in ppce semeda; do \
 	  echo "training with $$loss"; \
-	  $(PAPERMILL) nbs/train.ipynb $(DEMO)/train-$$loss.ipynb -p loss $$loss -p runs "$(CURDIR)/$(DEMO)" $(QUIET); \
+	  OMP_NUM_THREADS=2 $(PAPERMILL) nbs/train.ipynb $(DEMO)/train-$$loss.ipynb -p loss $$loss -p runs "$(CURDIR)/$(DEMO)" $(QUIET); \
 	done
 	@echo "comparing"
-	@$(PAPERMILL) nbs/compare.ipynb $(DEMO)/compare.ipynb \
+	@OMP_NUM_THREADS=2 $(PAPERMILL) nbs/compare.ipynb $(DEMO)/compare.ipynb \
 	  -p run_folders "$(CURDIR)/$(DEMO)/scenes-ppce-s0,$(CURDIR)/$(DEMO)/scenes-semeda-s0" $(QUIET)
 	@jupyter nbconvert --log-level WARN --to html --template classic --no-input --output report $(DEMO)/compare.ipynb
 	@echo; cat $(DEMO)/comparison.md; echo; echo "report: $(CURDIR)/$(DEMO)/report.html"
 
-# the paper's figures from the runs of make demo, each in a process of its own
+# the paper's figures from the runs of make demo, each in a process of its own, with one thread
 figures: install
 	@mkdir -p runs/figures
 	@for notebook in nbs/paper/figure*.ipynb; do \
 	  name=$$(basename $$notebook .ipynb); echo "rendering $$name"; \
-	  $(PAPERMILL) $$notebook runs/figures/$$name.ipynb $(QUIET); \
+	  OMP_NUM_THREADS=1 $(PAPERMILL) $$notebook runs/figures/$$name.ipynb $(QUIET); \
 	done
 	@echo; ls "$(CURDIR)"/runs/figures/*.png
 
@@ -48,6 +48,17 @@ JOBS = 2
 table2: STUDY = table2
 table1 table2 figure5: install
 	python -m snakemake $@ --configfile semeda/study/studies/$(STUDY).yaml --cores $(JOBS) $(SNAKEMAKE_ARGS)
+
+# which loss for my boundaries: the runs that have no result yet, then the page
+# make table-losses LOSSES=losses_short SEMEDA_DATA=folder JOBS=2
+LOSSES = losses
+table-losses: install
+ifdef SEMEDA_DATA
+	-python -m semeda.study run $(LOSSES) --parallel $(JOBS)
+else
+	@echo "SEMEDA_DATA is not set: the page is made from results/ alone"
+endif
+	python -m semeda.study table table_losses
 
 # every benchmark on the CPU, about 25 minutes; others by hand: python -m benchmarks loss step --device cuda
 bench: install
