@@ -174,7 +174,9 @@ def measured(row):
     for key, words in dict(times_floor=" x floor", extra_mib=" MiB extra", images_per_second=" images/s").items():
         if key in row:
             parts.append(f"{row[key]:.1f}{words}")
-    return ", ".join(parts + [row["note"]] * bool(row.get("note")))
+    if row.get("note"):
+        parts.append(row["note"])
+    return ", ".join(parts)
 
 
 def processor():

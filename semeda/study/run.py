@@ -25,14 +25,14 @@ from .collect import collect
 from .plan import STUDIES, SWEEP, has_diverged, is_finished, outcome, parameters, plan
 from .plan import read_study, result_file, run_folder, runs, studies
 
-# %% ../../nbs/34_study_run.ipynb #da295884
+# %% ../../nbs/34_study_run.ipynb #0524a76d
 @contextmanager
 def locked(
     folder: Path, # Of a run; the lock is a file beside it
 ):
     "Wait until no other process works on a run"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f".{folder.name}.lock"), "w") as lock:
+    with open(folder.with_name(f".{folder.name}.job"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
