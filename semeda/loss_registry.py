@@ -299,7 +299,7 @@ def loss_terms(
     "Names of the terms that a run with this loss logs"
     own = []
     for part in parse_loss(expression).parts:
-        own += [free_name(term, own) for term in part.record.terms]
+        own += [free_name(term, own) for term in part.record.terms or (part.record.name,)]
     return (*TERMS, *(term for term in own if term not in TERMS))
 
 # %% ../nbs/13_loss_registry.ipynb #c833043e
