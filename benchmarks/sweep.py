@@ -119,12 +119,12 @@ def check(study, row, seed, where):
     "The run's configuration, after comparing it with what its folder holds; raises ValueError"
     from dataclasses import asdict
 
-    from semeda.trainer import ELSEWHERE, Config, resolve
+    from semeda.trainer import MAY_DIFFER, Config, resolve
     config = resolve(**parameters(study, row, seed))[0]
     path = run_folder(study, row, seed, where) / "config.json"
     if path.is_file():
         old, new = asdict(Config()) | json.loads(path.read_text())["config"], json.loads(json.dumps(asdict(config)))
-        differ = [f"{k} {old[k]} instead of {v}" for k, v in new.items() if k not in ELSEWHERE and old[k] != v]
+        differ = [f"{k} {old[k]} instead of {v}" for k, v in new.items() if k not in MAY_DIFFER and old[k] != v]
         if differ: raise ValueError(f"run folder {path.parent} holds another run: {'; '.join(differ)}; expected the same, or another name of the study")
     return config
 

@@ -7,7 +7,7 @@ __all__ = ['LOSSES', 'SETTINGS', 'TERMS', 'TABLE1', 'LossRecord', 'LossPart', 'L
            'WholeModule', 'AddedModule', 'build_loss', 'needs_edge_net', 'has_edge_head', 'loss_terms', 'loss_label',
            'loss_slug', 'default_lambdas', 'check_lambdas', 'split_loss', 'loss_across_processes']
 
-# %% ../nbs/13_loss_registry.ipynb #747791a4
+# %% ../nbs/13_loss_registry.ipynb #1b3b4fc1
 import ast
 import hashlib
 import inspect
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from .core import InputError, Registry, load_object, one_line
+from .edge_iou import EdgeIoULoss
 from .losses import LAMBDAS, PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss
 from .rivals import PEERS, AddedLoss, EdgeWeightedLoss, PeerLoss, free_name
 
@@ -98,6 +99,12 @@ for _name in PEERS:
     _label = _name.removesuffix("Loss")
     _record = LossRecord(f"smp.{_name}", _build_peer(_name), _label, added=True, terms=("peer",), over="batch",
                          note="segmentation-models-pytorch")
+    LOSSES.register(_record.name, _record)
+
+# %% ../nbs/13_loss_registry.ipynb #f899ef6f
+for _record in (
+    LossRecord("edge_iou", EdgeIoULoss, "edge IoU", added=True, terms=("edge_iou",), over="batch"),
+):
     LOSSES.register(_record.name, _record)
 
 # %% ../nbs/13_loss_registry.ipynb #80918058

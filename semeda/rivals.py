@@ -80,7 +80,7 @@ def free_name(
     names = [name, *(f"{name}_{i}" for i in range(2, len(taken) + 2))]
     return next(n for n in names if n not in taken)
 
-# %% ../nbs/12_rivals.ipynb #d855481a
+# %% ../nbs/12_rivals.ipynb #d0f283f5
 PEERS = ("DiceLoss", "JaccardLoss", "LovaszLoss", "FocalLoss")
 
 class PeerLoss(AddedLoss):
@@ -88,7 +88,7 @@ class PeerLoss(AddedLoss):
     term = "peer"
 
     def __init__(self,
-        name: str, # A class of `segmentation_models_pytorch.losses`: "DiceLoss", "JaccardLoss", "LovaszLoss", "FocalLoss"
+        name: str, # One of `PEERS`, classes of `segmentation_models_pytorch.losses`
         weight: float = 1., # Of that loss
         base: nn.Module | None = None, # The loss it is added to; by default PPCE
         ignore_index: int = 255, # Label of void pixels

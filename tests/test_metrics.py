@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from semeda.edges import InputError, edge_map
+from semeda.core import InputError
+from semeda.edges import edge_map
 from semeda.metrics import (
     BoundaryIoU,
     MeanIoU,
@@ -115,7 +116,8 @@ def test_one_class_and_one_width_keep_their_shapes():
     metric = TrimapIoU(1, max_width=1, per_image=True)
     metric.update(x, x)
     shapes = {k: tuple(v.shape) for k, v in metric.compute().items()}
-    assert shapes == dict(miou=(), iou=(1,), absent=(1,), boundary=(1,), non_boundary=(1,))
+    widths = ("boundary", "non_boundary", "boundary_classes", "non_boundary_classes")
+    assert shapes == dict(miou=(), iou=(1,), absent=(1,)) | dict.fromkeys(widths, (1,))
     assert {k: tuple(v.shape) for k, v in metric.compute().items()} == shapes # from torchmetrics' cache
     assert metric.per_image()[1].shape == (1, 2, 3, 1)
     for other in (BoundaryIoU(1), MeanIoU(1), Structure(1)):
@@ -184,27 +186,28 @@ def test_running_numbers_are_the_keys():
 
 WORKER = """
 import sys, torch, torch.distributed as dist
-from tests.test_metrics import all_metrics, feed
-rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
-shares = {0: [[6, 1], [3], [0, 5]], 1: [[4, 2]]}[rank] if sys.argv[4] == "shared" else {0: [[0, 1, 2, 3, 4, 5, 6]], 1: []}[rank]
-result = feed(all_metrics(), shares)
-torch.save(result, f"{folder}/{rank}.pt")
+from tests.test_metrics import SHARES, all_metrics, feed
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+for how, shares in SHARES.items():
+    torch.save(feed(all_metrics(), shares[rank]), f"{folder}/{how}{rank}.pt")
 dist.destroy_process_group()
 """
+SHARES = dict(shared=[[[6, 1], [3], [0, 5]], [[4, 2]]], one_has_none=[[[0, 1, 2, 3, 4, 5, 6]], []])
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
-@pytest.mark.parametrize("how", ["shared", "one has none"])
-def test_two_processes(tmp_path, how):
+def test_two_processes(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    workers = [subprocess.Popen([sys.executable, "-c", WORKER, str(r), "2", str(tmp_path), how], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) for r in range(2)]
+    commands = [[sys.executable, "-c", WORKER, str(rank), str(tmp_path)] for rank in range(2)]
+    workers = [subprocess.Popen(c, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) for c in commands]
     for worker in workers:
         _, errors = worker.communicate(timeout=200)
         assert worker.returncode == 0, errors
     whole = feed(all_metrics(), [list(range(7))])
-    for rank in range(2):
-        same(torch.load(tmp_path / f"{rank}.pt"), whole)
+    for how in SHARES:
+        for rank in range(2):
+            same(torch.load(tmp_path / f"{how}{rank}.pt"), whole)
 
 
 def test_repeated_images_are_told():

@@ -1,3 +1,4 @@
+import ast
 import json
 import re
 import sys
@@ -8,10 +9,17 @@ import pytest
 
 from tests.conftest import ROOT, run
 
-HEAVY = ("IPython", "jupyter_core", "matplotlib", "torchvision", "lightning_fabric", "torchmetrics", "PIL", "scipy", "tqdm", "safetensors")
+HEAVY = ("IPython", "jupyter_core", "matplotlib", "torchvision", "lightning_fabric", "torchmetrics", "PIL", "scipy", "tqdm",
+         "safetensors")
+SLIM = ("core", "edges", "edge_net", "losses", "edge_iou")
+
+# a room imports only rooms before it
+ROOMS = """core loss_inputs edges edge_net reading edge_net_files losses edge_iou rivals loss_registry crops scenes data
+deeplab checkpoints networks counts structure boundary_iou metrics config run trainer predict export report evaluate
+plots widgets study.plan study.collect study.results""".split()
 
 
-@pytest.mark.parametrize("module", ["semeda.losses", "semeda.edges", "semeda.edge_net"])
+@pytest.mark.parametrize("module", [f"semeda.{room}" for room in SLIM if (ROOT / "semeda" / f"{room}.py").is_file()])
 def test_slim_imports(module):
     code = f"import sys, json, {module}; print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
     # torch imports some of these by itself where they are installed
@@ -21,11 +29,28 @@ def test_slim_imports(module):
     assert json.loads(done.stdout) == json.loads(alone.stdout)
 
 
+def rooms_used(file):
+    "Rooms that a module imports anywhere"
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.removeprefix("semeda.") for alias in node.names if alias.name.startswith("semeda."))
+        if isinstance(node, ast.ImportFrom):
+            base = ".".join(file.relative_to(ROOT).with_suffix("").parts[:-node.level]) if node.level else ""
+            name = ".".join(part for part in (base, node.module) if part)
+            if name == "semeda":
+                yield from (alias.name for alias in node.names if alias.name in ROOMS)
+            elif name.startswith("semeda."):
+                yield name.removeprefix("semeda.")
+
+
 def test_rooms_import_only_rooms_above():
-    order = ["edges", "edge_net", "losses", "deeplab", "data", "metrics", "trainer", "plots", "evaluate", "widgets"]
-    for i, room in enumerate(order):
-        used = re.findall(r"from (?:semeda)?\.(\w+) import", (ROOT / "semeda" / f"{room}.py").read_text())
-        assert set(used) <= set(order[:i]) and (used or i == 0), room
+    for file in sorted((ROOT / "semeda").rglob("*.py")):
+        room = ".".join(file.relative_to(ROOT / "semeda").with_suffix("").parts)
+        if file.stem.startswith("_"):
+            continue
+        assert room in ROOMS, f"{room} has no place in the order of rooms"
+        above = ROOMS[:ROOMS.index(room)]
+        assert set(rooms_used(file)) <= set(above), f"{room} imports {sorted(set(rooms_used(file)) - set(above))}"
 
 
 def test_wheel(tmp_path):

@@ -72,6 +72,10 @@ def bomb(path):
     path.write_bytes(png_bytes((100_000, 100_000), 8, 0, b"\0" * 100))
 
 
+def postscript(path):
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 2 2\n")
+
+
 def array(values):
     def write(path):
         with open(path, "wb") as file:
@@ -98,7 +102,7 @@ BAD = dict(
     null=("a\0.png", lambda p: None, "cannot be decoded: embedded null byte", "embedded null byte"),
     long=("a" * 300 + ".png", lambda p: None, "File name too long", "File name too long"),
     bomb=("a.png", bomb, "could be decompression bomb", "could be decompression bomb"),
-    script=("a.png", lambda p: p.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 2 2\n"), "cannot identify", "cannot identify"),
+    script=("a.png", postscript, "cannot identify", "cannot identify"),
     frames=("a.tif", frames, "has 2 frames; expected one", "has 2 frames; expected one"),
     gif=("a.gif", frames, "has 2 frames; expected one", "has 2 frames; expected one"),
     deep=("a.png", picture("I;16", 300), "is a I;16 image; expected 8 bits a channel", "contain 300"),
@@ -108,7 +112,7 @@ BAD = dict(
     alpha=("a.png", picture("LA"), None, "is a LA image; expected one channel"),
     jpeg=("a.png", lambda p: Image.new("L", (3, 2)).save(p, "JPEG"), None, "cannot identify image file"),
     real_array=("a.npy", array(np.zeros((2, 3))), "cannot identify", "holds float64 of shape 2x3; expected integers"),
-    deep_array=("a.npy", array(np.zeros((2, 3, 4), int)), "cannot identify", "of shape 2x3x4; expected integers of shape HxW"),
+    deep_array=("a.npy", array(np.zeros((2, 3, 4), int)), "cannot identify", "of shape 2x3x4; expected integers"),
     pickled=("a.npy", array(np.array([[{}]], object)), "cannot identify", "cannot be decoded"),
     huge_array=("a.npy", huge_array, "cannot identify", "cannot be decoded"),
 )
@@ -192,7 +196,7 @@ def test_bad_label_maps(tmp_path, text, words):
 def test_label_map_that_does_not_fit(tmp_path):
     with pytest.raises(InputError, match="label map cityscapes has 19 classes; expected 3"):
         read_label_map("cityscapes", 3)
-    with pytest.raises(InputError, match="label map nope cannot be read: .*; expected a text file or one of cityscapes"):
+    with pytest.raises(InputError, match="label map nope cannot be read: .*; expected a text file or one of"):
         read_label_map("nope", 3)
     (tmp_path / "map.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="cannot be read"):
@@ -214,13 +218,14 @@ def test_two_files_of_one_name(tmp_path, names):
 def test_match_files_in_sub_folders(tmp_path):
     "As Cityscapes stores them"
     for city in ("aachen", "ulm"):
-        for kind, name in (("images", "x_leftImg8bit.png"), ("labels", "x_gtFine_labelIds.png"), ("labels", "x_gtFine_color.png")):
-            (tmp_path / kind / city).mkdir(parents=True, exist_ok=True)
-            (tmp_path / kind / city / name).touch()
+        for name in ("images/x_leftImg8bit.png", "labels/x_gtFine_labelIds.png", "labels/x_gtFine_color.png"):
+            path = tmp_path / name.replace("/", f"/{city}/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
     pairs = match_files(tmp_path / "images", tmp_path / "labels", "_leftImg8bit", "_gtFine_labelIds", recursive=True)
     names = [(image.relative_to(tmp_path).as_posix(), label.name) for image, label in pairs]
     assert names == [(f"images/{city}/x_leftImg8bit.png", "x_gtFine_labelIds.png") for city in ("aachen", "ulm")]
     assert len(label_files(tmp_path / "labels")) == 4
     (tmp_path / "labels" / "ulm" / "x_gtFine_labelIds.png").unlink()
-    with pytest.raises(InputError, match="ulm/x_leftImg8bit.png has no label; expected .*labels/ulm/x_gtFine_labelIds.png"):
+    with pytest.raises(InputError, match="ulm/x_leftImg8bit.png has no label; expected .*/ulm/x_gtFine_labelIds"):
         match_files(tmp_path / "images", tmp_path / "labels", "_leftImg8bit", "_gtFine_labelIds", recursive=True)

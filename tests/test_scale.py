@@ -12,8 +12,9 @@ from PIL import Image
 from torch import nn
 
 from semeda import trainer
-from semeda.deeplab import DeepLabV2, OtherNetwork
-from semeda.edges import InputError
+from semeda.deeplab import DeepLabV2
+from semeda.core import InputError
+from semeda.networks import build_network
 from semeda.trainer import Run, main, resolve, sync_batch_norm
 from semeda.trainer import train as train_run
 from tests.conftest import ROOT, run, write_camvid
@@ -50,8 +51,8 @@ def stopped(root, name, **changes):
     "A run that ends at step 2, after its checkpoint"
     save = Run.save
 
-    def save_and_stop(self, optimizer, step):
-        save(self, optimizer, step)
+    def save_and_stop(self, step):
+        save(self, step)
         if step == 2: raise Stop
     Run.save = save_and_stop
     try: train(root, name, checkpoint_every=2, **changes)
@@ -79,7 +80,7 @@ def two_processes(root):
         return load(*args)
     trainer.load_data = spoilt_for_one
     try: train(root, "spoilt", **two)
-    except InputError as e: (root / f"told-{rank}.txt").write_text(f"{e} {trainer._tells(e)}")
+    except InputError as e: (root / f"told-{rank}.txt").write_text(f"{e} {trainer.is_reporting_process(e)}")
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +190,7 @@ def test_a_notebook_is_one_process(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("batch_norm", ["trained", "frozen"])
-@pytest.mark.parametrize("make", [lambda kind: DeepLabV2(3, "resnet18", 8, 2, kind), lambda kind: OtherNetwork("torchvision.lraspp_mobilenet_v3_large", 3, batch_norm=kind)], ids=["deeplab", "lraspp"])
+@pytest.mark.parametrize("make", [lambda kind: DeepLabV2(3, "resnet18", 8, 2, kind), lambda kind: build_network("torchvision.lraspp_mobilenet_v3_large", 3, batch_norm=kind)], ids=["deeplab", "lraspp"])
 def test_batch_statistics_of_all_processes(make, batch_norm):
     net = make(batch_norm)
     kinds = lambda: {name: type(m) for name, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}

@@ -11,7 +11,7 @@ import torch
 
 from semeda.data import scenes
 from semeda.edge_net import EdgeNet
-from semeda.edges import InputError
+from semeda.core import InputError
 from semeda.losses import TABLE1, SemedaLoss
 from semeda.trainer import Run, load_run, resolve, runs_folder
 from semeda.trainer import train as train_run

@@ -1,0 +1,112 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from semeda.edge_iou import EdgeIoULoss, edge_iou, edge_iou_by_definition, offset_pairs, offsets
+
+
+def brute_force(logits, labels, reaches, ignore_index=255):
+    "Eq. 3 and 4, pair by pair"
+    p = logits.softmax(dim=1).tolist()
+    batch, classes, height, width = logits.shape
+    total, count = 0., 0
+    for reach in reaches:
+        for c in range(classes):
+            of_prediction = of_label = of_difference = 0.
+            for b in range(batch):
+                for i in range(height):
+                    for j in range(width):
+                        for down, right in ((0, reach), (reach, 0), (reach, reach), (reach, -reach)):
+                            k, m = i + down, j + right
+                            if not (k < height and 0 <= m < width):
+                                continue
+                            first, second = int(labels[b, i, j]), int(labels[b, k, m])
+                            if ignore_index in (first, second):
+                                continue
+                            d = p[b][c][i][j] - p[b][c][k][m]
+                            e = (first == c) - (second == c)
+                            of_prediction += abs(d)
+                            of_label += abs(e)
+                            of_difference += abs(d - e)
+            if of_label:
+                union = of_prediction + of_label + of_difference
+                total += (of_prediction + of_label - of_difference) / union
+                count += 1
+    return 1 - total / count if count else 0.
+
+
+def case(seed, shape, classes, void=.2):
+    "Logits and labels in blocks, with void"
+    rng = torch.Generator().manual_seed(seed)
+    logits = torch.randn(shape[0], classes, *shape[1:], generator=rng, dtype=torch.double)
+    labels = torch.randint(classes, shape, generator=rng)
+    labels[torch.rand(shape, generator=rng) < void] = 255
+    return 2 * logits, labels
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), batch=st.integers(1, 2), height=st.integers(1, 6), width=st.integers(1, 6),
+       classes=st.integers(2, 4), reaches=st.sampled_from([(1,), (2,), (1, 3), (2, 4, 8)]), void=st.sampled_from([0, .3]))
+def test_equals_the_definition(seed, batch, height, width, classes, reaches, void):
+    logits, labels = case(seed, (batch, height, width), classes, void)
+    expected = brute_force(logits, labels, reaches)
+    assert edge_iou(logits, labels, reaches).item() == pytest.approx(expected, abs=1e-12)
+    assert edge_iou_by_definition(logits, labels, reaches).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_gradients():
+    logits, labels = case(3, (2, 6, 7), 3)
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: edge_iou(z, labels, (1, 2)), logits)
+    grads = [torch.autograd.grad(f(logits, labels), logits)[0] for f in (edge_iou, edge_iou_by_definition)]
+    torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-14)
+
+
+def test_a_gradient_of_a_gradient_is_refused():
+    logits, labels = case(0, (1, 5, 5), 3)
+    logits.requires_grad_()
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.autograd.grad(edge_iou(logits, labels), logits, create_graph=True)
+
+
+@pytest.mark.parametrize("labels", [torch.full((1, 5, 6), 255), torch.full((1, 5, 6), 2), torch.zeros(1, 1, 1).long()])
+def test_without_an_edge_it_is_0_with_a_gradient_of_0(labels):
+    logits = torch.randn(1, 3, *labels.shape[1:], requires_grad=True)
+    loss = edge_iou(logits, labels)
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
+
+
+def test_a_void_pixel_does_not_matter():
+    logits, labels = case(1, (1, 8, 8), 3)
+    changed = torch.where(labels.unsqueeze(1) == 255, torch.randn_like(logits), logits)
+    assert edge_iou(changed, labels).item() == pytest.approx(edge_iou(logits, labels).item(), abs=1e-12)
+    other = labels.masked_fill(labels == 255, 7)
+    assert edge_iou(logits, other, ignore_index=7).item() == edge_iou(logits, labels).item()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_does_not_overflow(dtype):
+    logits, labels = case(2, (1, 16, 16), 150, void=0)
+    large = (1e4 * logits.sign()).to(dtype).requires_grad_()
+    loss = edge_iou(large, labels)
+    loss.backward()
+    assert loss.isfinite() and large.grad.isfinite().all() and loss.dtype == torch.float32
+
+
+def test_perfect_prediction_is_0_and_module_adds_up():
+    _, labels = case(4, (2, 9, 9), 4, void=.1)
+    right = 1e3 * torch.nn.functional.one_hot(labels.masked_fill(labels == 255, 0), 4).movedim(-1, 1).double()
+    assert edge_iou(right, labels).item() == pytest.approx(0, abs=1e-12)
+    loss = EdgeIoULoss(weight=3.)
+    total = loss(right, labels)
+    assert total.item() == pytest.approx(sum(loss.terms.values()).item()) and not list(loss.parameters())
+
+
+def test_pairs_cover_each_direction_once():
+    x = torch.arange(20).view(4, 5)
+    for down, right in offsets(3):
+        first, second = offset_pairs(x, down, right)
+        assert first.numel() == (4 - down) * (5 - abs(right))
+        assert ((second - first) == 5 * down + right).all()
