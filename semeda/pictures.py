@@ -21,12 +21,14 @@ from torch import Tensor
 
 from .core import InputError, replacing, write_json
 
-# %% ../nbs/25_pictures.ipynb #991df3b0
-MATPLOTLIB_SETTINGS = {"figure.dpi": 72, "axes.titlesize": 10, "legend.fontsize": 8, "figure.titlesize": 10}
+# %% ../nbs/25_pictures.ipynb #196c194f
+MATPLOTLIB_SETTINGS = {"axes.titlesize": 10, "legend.fontsize": 8, "figure.titlesize": 10}
 
-def set_figure_style():
+def set_figure_style(
+    dpi: int = 72, # Dots an inch of the figures that a notebook shows
+):
     "Set matplotlib's resolution and fonts as all figures of this project have them"
-    plt.rcParams.update(MATPLOTLIB_SETTINGS)
+    plt.rcParams.update(MATPLOTLIB_SETTINGS | {"figure.dpi": dpi})
 
 # %% ../nbs/25_pictures.ipynb #340d2be8
 RUN_COLOURS = ["#a6611a", "#018571", "#3b3b8f", "#7f7f7f"] # Of runs, in pictures and curves

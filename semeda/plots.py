@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['EDGE_COLOURS', 'ERROR_KEY', 'TRIMAP_KEY', 'EMBEDDING_KEY', 'photo_of', 'plot_crops', 'plot_predictions',
            'plot_comparison', 'plot_trimaps', 'varying_channels', 'plot_embeddings', 'image_scores', 'choose_images',
-           'plot_chosen', 'run_paths', 'some_images', 'predict_runs']
+           'plot_chosen', 'run_paths', 'some_images', 'predict_runs', 'run_labels', 'two_runs', 'figures_folder']
 
-# %% ../nbs/07_plots.ipynb #c011425f
+# %% ../nbs/07_plots.ipynb #d3a942b9
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,9 @@ from semeda.curves import (  # noqa: F401 - importable from here as before
 )
 from .edge_net import EdgeNet, embeddings, one_hot
 from .edges import edge_map, trimap
+from .loss_registry import loss_label
 from .metrics import mean_iou, trimap_counts
+from .networks import network_label
 from semeda.pictures import (  # noqa: F401 - importable from here as before
     POSITIVE_SCALE, RIGHT_COLOURS, RUN_COLOURS, SIGNED_SCALE, TRIMAP_COLOURS, WRONG_COLOUR, cell_words, class_legend,
     colorize, disagreement, errors, overlay, picture_grid, positive_picture, save_figure, set_figure_style, show,
@@ -286,3 +288,42 @@ def predict_runs(
         bar = progress_bar(progress, f"predict {name}") or iter
         predictions[name] = [run.predict(image).cpu() for image in bar(data.images)]
     return runs, data, predictions
+
+# %% ../nbs/07_plots.ipynb #153c21e0
+def run_labels(
+    runs: dict[str, Any], # Finished runs by the name of their folder
+) -> dict[str, str]: # By the same names, such as "PPCE" and "SEMEDA"
+    "What a person calls each run"
+    configs = [run.config for run in runs.values()]
+    losses = [loss_label(c.loss) for c in configs]
+    detailed = [loss_label(c.loss, lambdas=c.lambdas, relu=c.relu, norm=c.norm, reduction=c.reduction) for c in configs]
+    networks = [network_label(c.network, c.backbone) for c in configs]
+    seeds = [f"seed {c.seed}" for c in configs]
+    for parts in ((losses,), (detailed,), (losses, networks), (losses, seeds), (losses, networks, seeds)):
+        labels = [", ".join(words) for words in zip(*parts)]
+        if len(set(labels)) == len(runs):
+            return dict(zip(runs, labels))
+    return {name: name for name in runs}
+
+# %% ../nbs/07_plots.ipynb #d346a7f5
+def two_runs(
+    run_folders: str, # Two run folders, separated by a comma, the baseline first; empty: those of `make demo`
+    count: int = 0, # Validation images, spread evenly over the split; 0: all
+    data_root: str = "", # Folder of the dataset, where it has moved
+) -> tuple: # `SegmentationData`, masks by label of the run, how void is read
+    "A baseline and another run on the same images"
+    folders = run_paths(run_folders)
+    if len(folders) != 2:
+        raise InputError(f"run_folders is {run_folders!r}; expected two run folders, the baseline first")
+    changes = dict(data_root=data_root) if data_root else {}
+    runs, data, predictions = predict_runs(folders, count, **changes)
+    labels = run_labels(runs)
+    void = next(iter(runs.values())).config.void
+    return data, {labels[name]: masks for name, masks in predictions.items()}, void
+
+def figures_folder(
+    out: str = "", # Folder of the figures; empty: figures/ in the folder of all runs
+) -> Path: # It need not exist yet
+    "Where the paper's figures go"
+    from semeda.trainer import runs_folder
+    return Path(out).expanduser() if out else runs_folder()/"figures"
