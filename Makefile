@@ -9,7 +9,7 @@ export PYTHONPATH := $(CURDIR)
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 NUMBERED = $(wildcard nbs/0*.ipynb)
 
-.PHONY: demo figures table1 table2 figure5 bench test lab docs readme clean install
+.PHONY: demo figures table1 table2 table-losses figure5 bench test lab docs readme clean install
 
 install: $(READY)
 
@@ -48,7 +48,17 @@ STUDY = smoke
 JOBS = 2
 table2: STUDY = table2
 table1 table2 figure5: $(READY)
-	$(BIN)/python -m snakemake $@ --configfile benchmarks/studies/$(STUDY).yaml --cores $(JOBS) $(SNAKEMAKE_ARGS)
+	$(BIN)/python -m snakemake $@ --configfile semeda/study/studies/$(STUDY).yaml --cores $(JOBS) $(SNAKEMAKE_ARGS)
+
+# which loss for my boundaries: the runs that have no result yet, then the page; LOSSES=losses_short SEMEDA_DATA=folder JOBS=2
+LOSSES = losses
+table-losses: $(READY)
+ifdef SEMEDA_DATA
+	-$(BIN)/python -m semeda.study run $(LOSSES) --parallel $(JOBS)
+else
+	@echo "SEMEDA_DATA is not set: the page is made from results/ alone"
+endif
+	$(BIN)/python -m semeda.study table table_losses
 
 # every benchmark on the CPU, about 25 minutes; others by hand: python -m benchmarks loss step --device cuda
 bench: $(READY)

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['PEERS', 'EdgeWeightedLoss', 'AddedLoss', 'free_name', 'PeerLoss']
 
-# %% ../nbs/12_rivals.ipynb #44a3d3e9
+# %% ../nbs/12_rivals.ipynb #3de877da
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import InputError, finite, known
 from .edges import edge_map
-from .losses import PPCELoss, _at_least_float32
+from .loss_inputs import CheckedLoss, at_least_float32, checked
+from .losses import PPCELoss
 
-# %% ../nbs/12_rivals.ipynb #9a681fbb
+# %% ../nbs/12_rivals.ipynb #13d79007
 class EdgeWeightedLoss(nn.Module):
     "Cross-entropy in which pixels on semantic edges count 1 + lambda1 times"
     def __init__(self,
@@ -37,7 +38,7 @@ class EdgeWeightedLoss(nn.Module):
     ) -> Tensor: # Scalar
         "The loss of one batch"
         target = labels.long()
-        pixels = F.cross_entropy(_at_least_float32(logits), target, ignore_index=self.ignore_index, reduction="none")
+        pixels = F.cross_entropy(at_least_float32(logits), target, ignore_index=self.ignore_index, reduction="none")
         labelled, weights = labels != self.ignore_index, self.pixel_weights(labels)
         self.terms = dict(ppce=((pixels * labelled).sum() / labelled.sum().clamp(min=1)).detach())
         return (pixels * weights).sum() / weights.sum().clamp(min=1)
@@ -80,7 +81,7 @@ def free_name(
     names = [name, *(f"{name}_{i}" for i in range(2, len(taken) + 2))]
     return next(n for n in names if n not in taken)
 
-# %% ../nbs/12_rivals.ipynb #d0f283f5
+# %% ../nbs/12_rivals.ipynb #b64cb688
 PEERS = ("DiceLoss", "JaccardLoss", "LovaszLoss", "FocalLoss")
 
 class PeerLoss(AddedLoss):
@@ -107,5 +108,5 @@ class PeerLoss(AddedLoss):
         labelled = labels != self.ignore_index
         if not labelled.any():
             return 0. * logits.sum()
-        row = _at_least_float32(logits).movedim(1, 0)[:, labelled][None, :, :, None]
+        row = at_least_float32(logits).movedim(1, 0)[:, labelled][None, :, :, None]
         return self.peer(row, labels[labelled].long()[None, :, None])

@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from semeda.core import InputError
 from semeda.edge_net import EdgeNet, one_hot
-from semeda.edges import InputError, edge_map
-from semeda.losses import PEERS, EdgeWeightedLoss, PeerLoss, PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss, ppce, ppce_on_edges, semeda, semeda_by_image, split_loss
+from semeda.edges import edge_map
+from semeda.losses import PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss, ppce, ppce_on_edges, semeda, semeda_by_image
 
 
 @pytest.fixture
@@ -93,10 +94,12 @@ def test_by_image_equals_eq_6(net, batch, lambdas, relu, norm, reduction, dtype,
     assert half.grad.dtype == torch.bfloat16 and torch.isfinite(half.grad).all()
 
 
-@pytest.mark.parametrize("lambdas, relu, norm, reduction", [((0., 1., 0.), "before", "l1", "channel_mean"), ((1., .5, .25), "after", "l2", "relative")])
-@pytest.mark.parametrize("shape", [(3, 4, 200, 380), (5, 4, 70, 400)]) # images one by one and some at a time, more rows than a strip
+@pytest.mark.parametrize("shape, lambdas, relu, norm, reduction", [ # images one by one and some at a time, more rows than a strip
+    ((2, 4, 130, 510), (0., 1., 0.), "before", "l1", "channel_mean"),
+    ((5, 4, 70, 400), (1., .5, .25), "after", "l2", "relative"),
+])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))])
-def test_by_image_equals_eq_6_in_parts(lambdas, relu, norm, reduction, shape, device):
+def test_by_image_equals_eq_6_in_parts(shape, lambdas, relu, norm, reduction, device):
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(4, (shape[0], *shape[2:]), generator=generator)
     labels[0, 60:] = 255
@@ -111,7 +114,7 @@ def test_by_image_equals_eq_6_in_parts(lambdas, relu, norm, reduction, shape, de
 def test_by_image_is_differentiable_once(net, batch):
     logits = batch[0].requires_grad_()
     gradient, = torch.autograd.grad(semeda_by_image(logits, batch[1], net.weights), logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="does not require grad"):
+    with pytest.raises(RuntimeError, match="differentiable once"):
         gradient.sum().backward()
 
 
@@ -154,29 +157,6 @@ def test_checkpointing_and_accumulation(net, batch):
             f(z).backward()
         grads.append(z.grad)
     assert torch.allclose(*grads)
-
-
-def one_of_two(rank, folder, state, logits, labels):
-    "One process of two: its half of the batch, through DistributedDataParallel"
-    import torch.distributed as dist
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    net = EdgeNet(4)
-    net.load_state_dict(state)
-    head = torch.nn.Conv2d(4, 4, 1, bias=False)
-    head.weight.data = torch.eye(4)[:, :, None, None]
-    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(head, torch.nn.ReLU()))
-    SemedaLoss(net)(model(logits[rank:rank + 1]), labels[rank:rank + 1]).backward()
-    torch.save(head.weight.grad, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_processes(net, batch, tmp_path):
-    logits, labels = batch
-    torch.multiprocessing.spawn(one_of_two, (str(tmp_path), net.state_dict(), logits, labels), nprocs=2)
-    grads = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    weight = torch.eye(4)[:, :, None, None].requires_grad_()
-    expected = [torch.autograd.grad(SemedaLoss(net)(F.conv2d(logits[i:i + 1], weight).relu(), labels[i:i + 1]), weight)[0] for i in (0, 1)]
-    assert torch.equal(*grads) and torch.allclose(grads[0], sum(expected) / 2, atol=1e-6)
 
 
 def test_zero_for_the_label_itself(net, batch):
@@ -257,51 +237,3 @@ def test_bad_input(net, call, words):
     with pytest.raises(InputError) as e:
         call(net)
     assert words in str(e.value)
-
-
-def test_edge_weighted_is_a_weighted_mean(batch):
-    logits, labels = batch
-    total = weights = 0.
-    for n, i, j in (labels != 255).nonzero().tolist():
-        window = labels[n, max(i - 1, 0):i + 2, max(j - 1, 0):j + 2]
-        w = 3.5 if ((window != labels[n, i, j]) & (window != 255)).any() else 1.
-        total, weights = total - w * logits[n, :, i, j].log_softmax(0)[labels[n, i, j]], weights + w
-    assert EdgeWeightedLoss(2.5)(logits, labels).item() == pytest.approx((total / weights).item(), rel=1e-5)
-    assert EdgeWeightedLoss(0.)(logits, labels).item() == pytest.approx(ppce(logits, labels).item(), rel=1e-6)
-    assert EdgeWeightedLoss()(logits, torch.full_like(labels, 255)).item() == 0
-
-
-@pytest.mark.parametrize("name", PEERS)
-def test_peer_is_the_librarys_loss_added(name, batch, net):
-    smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed: pip install 'semeda[peers]'")
-    logits, labels = batch[0], batch[1] % 4
-    theirs = getattr(smp.losses, name)("multiclass")(logits, labels)
-    assert PeerLoss(name, .5)(logits, labels).item() == pytest.approx((ppce(logits, labels) + .5 * theirs).item(), rel=1e-4)
-    base = SemedaLoss(net)
-    loss = PeerLoss(name, 2., base)
-    assert loss(logits, labels).item() == pytest.approx((base(logits, labels) + 2 * theirs).item(), rel=1e-4)
-    assert set(loss.terms) == {"ppce", "semeda", "peer"}
-
-
-@pytest.mark.parametrize("name", PEERS)
-def test_peer_does_not_see_void(name, batch):
-    pytest.importorskip("segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed: pip install 'semeda[peers]'")
-    logits, labels = batch
-    other = torch.where((labels == 255)[:, None], torch.full_like(logits, 7.), logits).requires_grad_()
-    value = PeerLoss(name)(other, labels)
-    value.backward()
-    assert value.item() == pytest.approx(PeerLoss(name)(logits, labels).item(), rel=1e-6)
-    assert (other.grad.abs().sum(1) * (labels == 255)).max() == 0
-    nothing = PeerLoss(name)(logits.clone().requires_grad_(), torch.full_like(labels, 255))
-    nothing.backward()
-    assert nothing.item() == 0
-
-
-@pytest.mark.parametrize("name, words", [
-    ("sedema", "loss is 'sedema'; choose from ppce, ubernet, ppce_edges, semeda, edge_weighted, smp.NAME, semeda[+]smp.NAME"),
-    ("smp.Dice", "loss is 'smp.Dice'; choose from smp.DiceLoss"), ("semeda+LovaszLoss", "loss is 'semeda[+]LovaszLoss'; choose from"),
-    ("ubernet+smp.DiceLoss", "expected a loss of the class logits alone"),
-])
-def test_split_loss_refuses(name, words):
-    with pytest.raises(InputError, match=words):
-        split_loss(name)

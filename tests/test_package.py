@@ -14,9 +14,10 @@ HEAVY = ("IPython", "jupyter_core", "matplotlib", "torchvision", "lightning_fabr
 SLIM = ("core", "edges", "edge_net", "losses", "edge_iou")
 
 # a room imports only rooms before it
-ROOMS = """core loss_inputs edges edge_net reading edge_net_files losses edge_iou rivals loss_registry crops scenes data
-deeplab checkpoints networks counts structure boundary_iou metrics config run trainer predict export report evaluate
-plots widgets study.plan study.collect study.results""".split()
+ROOMS = """core loss_inputs edges edge_net reading edge_net_files frozen_edge_net losses edge_iou rivals
+loss_registry crops scenes data deeplab checkpoints networks counts structure boundary_iou metrics launchers config
+run optimise trainer predict export report evaluate plots widgets study.plan study.collect study.results study.tables
+study.run study.groups study.gains""".split()
 
 
 @pytest.mark.parametrize("module", [f"semeda.{room}" for room in SLIM if (ROOT / "semeda" / f"{room}.py").is_file()])

@@ -11,11 +11,12 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from benchmarks import sweep
-from benchmarks.collect import check_result, collect, committed, pack, unpack
-from benchmarks.tables import Study, over_seeds_and_images, row_name, verdict
-from semeda.edges import InputError
+from semeda.core import InputError
+from semeda.loss_registry import TABLE1
 from semeda.metrics import paired_bootstrap
+from semeda.study import plan, run as study_run
+from semeda.study.collect import check_result, collect, committed, pack, unpack
+from semeda.study.results import Study, claim, label_of, over_seeds_and_images, verdict
 from tests.conftest import ROOT, run, snapshot, write_camvid
 
 BUDGET = dict(image_size="", layers=2, output_stride=4, iterations=8, batch_size=2, crop=16, edge_steps=5, val_every=0, checkpoint_every=1, log_every=1, max_width=3)
@@ -120,8 +121,8 @@ def test_a_run_that_diverged_is_not_run_again_and_is_a_result(diverged):
     assert "training diverged" in record["diverged"]["error"] and record["config"]["lr"] == 1e30 and "metrics" not in record
     study = Study(folder / "results" / "tiny", resamples=20)
     assert study.rows()[-1] == "diverges" and list(study.diverged["diverges"]) == [0] and "diverges" not in study.runs
-    settings = sweep.SWEEP | dict(runs=folder / "runs", results=folder / "results")
-    assert not sweep.failures(sweep.studies(study_in(folder, rows=["diverges"]), "table1"), "table1", settings)
+    settings = plan.SWEEP | dict(runs=folder / "runs", results=folder / "results")
+    assert not study_run.failures(plan.studies(study_in(folder, rows=["diverges"]), "table1"), "table1", settings)
 
 
 def test_a_figure_without_its_baseline_is_refused(diverged):
@@ -140,13 +141,13 @@ def test_dry_run_prints_the_plan_and_writes_nothing(finished):
 
 
 def test_plan_leaves_out_runs_whose_result_is_there(finished):
-    folder, study = finished[0], sweep.studies(study_in(finished[0], seeds=[0, 1]), "table1")
+    folder, study = finished[0], plan.studies(study_in(finished[0], seeds=[0, 1]), "table1")
     kept = folder / "kept" / "tiny" / "table1_02-s1.json"
     kept.parent.mkdir(parents=True)
     kept.write_text("{}")
-    lines = sweep.plan(study, folder / "runs", 1, folder / "kept")
-    assert "6 runs, 3 finished, 1 from its result, 2 to go" in lines[-2] and "--config results=FOLDER" in lines[-1]
-    assert "6 runs, 3 finished, 3 to go" in sweep.plan(study, folder / "runs")[-1]
+    lines = plan.plan(study, folder / "runs", 1, folder / "kept")
+    assert "6 runs, 3 finished, 1 from its result, 2 to go" in lines[-2] and "another folder of results" in lines[-1]
+    assert "6 runs, 3 finished, 3 to go" in plan.plan(study, folder / "runs")[-1]
 
 
 @pytest.mark.parametrize("config, line", [
@@ -159,7 +160,7 @@ def test_plan_leaves_out_runs_whose_result_is_there(finished):
 def test_a_wrong_study_is_refused_in_a_line(finished, config, line):
     where, target = finished[0] / "runs", "table1"
     with pytest.raises(ValueError, match="(?s).+") as error:
-        sweep.plan(sweep.studies(study_in(where.parent, **config), target), where)
+        plan.plan(plan.studies(study_in(where.parent, **config), target), where)
     assert line in str(error.value) and "\n" not in str(error.value)
 
 
@@ -171,7 +172,7 @@ def test_snakemake_shows_that_line(tmp_path):
 @pytest.fixture(scope="module")
 def result(finished):
     folder = finished[0]
-    given = sweep.parameters(sweep.studies(study_in(folder), "table1")[0], "table1_01", 0)
+    given = plan.parameters(plan.studies(study_in(folder), "table1")[0], "table1_01", 0)
     path = folder / "results" / "tiny" / "table1_01-s0.json"
     collect(folder / "runs" / "tiny" / "table1_01-s0", path, given)
     return path, given
@@ -210,7 +211,7 @@ def test_result_that_is_not_what_its_name_says_is_refused(result, name, change, 
 
 @pytest.mark.parametrize("key, value", [("iterations", 9), ("norm", "l2"), ("reduction", "sum"), ("layers", 3), ("backbone", "resnet50"), ("lr", .5), ("network", "smp.Unet"), ("init_weights", "other.pth"), ("edge_net", "voc")])
 def test_result_of_another_configuration_is_refused(result, diverged, key, value):
-    for path, given in (result, (diverged[0] / "results" / "tiny" / "diverges-s0.json", sweep.parameters(study_in(diverged[0]) | dict(init_weights=""), "diverges", 0))):
+    for path, given in (result, (diverged[0] / "results" / "tiny" / "diverges-s0.json", plan.parameters(study_in(diverged[0]) | dict(init_weights=""), "diverges", 0))):
         record = json.loads(path.read_text())
         check_result(record, "tiny", path.stem, given)
         with pytest.raises(InputError, match=f"has {key} {value}; expected"):
@@ -222,7 +223,7 @@ def test_committed_results_are_what_their_names_say():
     assert {study["study"] for _, study in found} == {p.name for p in (ROOT / "results").iterdir() if p.is_dir() and list(p.glob("*-s*.json"))} and len(found) > 50
     for path, study in found:
         row, _, seed = path.stem.rpartition("-s")
-        check_result(json.loads(path.read_text()), study["study"], path.stem, sweep.parameters(study, row, int(seed)) if row in [*study["variants"], *sweep.TARGETS["table1"]] and seed.isdecimal() else None)
+        check_result(json.loads(path.read_text()), study["study"], path.stem, plan.parameters(study, row, int(seed)) if row in [*study["variants"], *plan.TARGETS["table1"]] and seed.isdecimal() else None)
 
 
 def test_late_runs_start_where_the_long_ones_end():
@@ -233,26 +234,26 @@ def test_late_runs_start_where_the_long_ones_end():
 
 
 def test_initial_weights_of_each_seed(tmp_path):
-    [study] = sweep.studies(study_in(tmp_path, init_weights=str(tmp_path / "w-s{seed}.pt")), "table1")
-    assert [sweep.parameters(study, "table1_01", seed)["init_weights"] for seed in (0, 12)] == [str(tmp_path / f"w-s{seed}.pt") for seed in (0, 12)]
+    [study] = plan.studies(study_in(tmp_path, init_weights=str(tmp_path / "w-s{seed}.pt")), "table1")
+    assert [plan.parameters(study, "table1_01", seed)["init_weights"] for seed in (0, 12)] == [str(tmp_path / f"w-s{seed}.pt") for seed in (0, 12)]
 
 
 def test_rows_are_named_by_their_loss():
-    study = Study.__new__(Study)
-    study.runs = {name: {0: dict(config=dict(loss=loss, lambdas=[0., .25, 0.], relu="before", norm=norm, reduction="channel_mean"))}
-                  for name, (loss, norm) in dict(a=("semeda+smp.DiceLoss", "l1"), b=("semeda", "l2"), c=("smp.LovaszLoss", "l1")).items()}
-    assert [row_name(row, study) for row in "abc"] == ["SEMEDA (0, 0.25, 0) before ReLU + Dice", "SEMEDA (0, 0.25, 0) before ReLU, l2", "PPCE + Lovasz"]
-    assert row_name("table1_05") == "PPCE on edges 1"
+    config = dict(lambdas=[0., .25, 0.], relu="before", norm="l1", reduction="channel_mean")
+    assert label_of(config | dict(loss="semeda+smp.DiceLoss")) == "SEMEDA (0, 0.25, 0) before ReLU + Dice"
+    assert label_of(config | dict(loss="semeda", norm="l2")) == "SEMEDA (0, 0.25, 0) before ReLU, l2"
+    assert label_of(config | dict(loss="smp.LovaszLoss")) == "PPCE + Lovasz"
+    assert label_of(TABLE1["table1_05"]) == "PPCE on edges 1"
 
 
 def test_studies_can_be_run(monkeypatch, tmp_path):
-    import yaml
     monkeypatch.setenv("SEMEDA_DATA", str(tmp_path))
-    files = sorted((ROOT / "benchmarks" / "studies").glob("*.yaml"))
+    files = sorted(plan.STUDIES.glob("*.yaml"))
     assert files
     for path in files:
-        for target in sweep.TARGETS:
-            assert sweep.plan(sweep.studies(yaml.safe_load(path.read_text()), target), tmp_path)[-1].startswith(f"{len(sweep.runs(sweep.studies(yaml.safe_load(path.read_text()), target)))} runs, 0 finished")
+        for target in plan.TARGETS:
+            studies = plan.studies(plan.read_study(path), target)
+            assert plan.plan(studies, tmp_path)[-1].startswith(f"{len(plan.runs(studies))} runs, 0 finished")
 
 
 def test_table_of_a_study_with_one_run_and_of_one_without(result, diverged, tmp_path):
@@ -309,12 +310,12 @@ def test_claim_on_runs_that_diverged():
     counts = lambda: torch.randint(1, 30, (20, 3, 3, 4), generator=generator, dtype=torch.int32) + torch.tensor([0, 30, 30]).view(3, 1, 1).int()
     study = fake_study({(row, seed): counts() for row, seeds in dict(table1_01=3, table1_02=1, table1_09=3).items() for seed in range(seeds)})
     study.diverged = dict(table1_02={1: {}, 2: {}}, table1_11={0: {}, 1: {}, 2: {}}, table1_12={0: {}})
-    figure, result = study.claim("table1_01", "table1_02", "miou", sign=-1, limit=.01, if_diverged="holds")
+    figure, result = claim(study, "table1_01", "table1_02", "miou", sign=-1, limit=.01, if_diverged="holds")
     assert figure.endswith("; 2 of 3 runs of Ubernet 1 diverged") and result == "holds: diverges"
-    assert study.claim("table1_01", "table1_11", "miou") == ("3 of 3 runs of SEMEDA (0, 1, 0) before ReLU diverged", "does not: diverges")
-    assert study.claim("table1_11", "table1_09", "miou")[1] == "holds: diverges" and study.claim("table1_02", "table1_11", "miou")[1] == "not tested here: both diverge"
-    assert study.claim("table1_01", "table1_12", "miou")[1] == "not tested here: 1 seed, expected 3"
-    assert study.claim("table1_01", "table1_13", "miou") == ("not run", "not tested here")
+    assert claim(study, "table1_01", "table1_11", "miou") == ("3 of 3 runs of SEMEDA (0, 1, 0) before ReLU diverged", "does not: diverges")
+    assert claim(study, "table1_11", "table1_09", "miou")[1] == "holds: diverges" and claim(study, "table1_02", "table1_11", "miou")[1] == "not tested here: both diverge"
+    assert claim(study, "table1_01", "table1_12", "miou")[1] == "not tested here: 1 seed, expected 3"
+    assert claim(study, "table1_01", "table1_13", "miou") == ("not run", "not tested here")
 
 
 def test_verdict():

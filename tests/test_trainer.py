@@ -12,7 +12,8 @@ import torch
 from semeda.data import scenes
 from semeda.edge_net import EdgeNet
 from semeda.core import InputError
-from semeda.losses import TABLE1, SemedaLoss
+from semeda.loss_registry import TABLE1
+from semeda.losses import SemedaLoss
 from semeda.trainer import Run, load_run, resolve, runs_folder
 from semeda.trainer import train as train_run
 from tests.conftest import ROOT, real_data, snapshot, train
