@@ -22,6 +22,8 @@ DEMO = runs/demo
 # progress and errors of the notebook, without ipykernel's remark on local sockets
 PAPERMILL = $(BIN)/papermill --log-output --log-level WARNING --no-progress-bar
 QUIET = 2>&1 | sed -u '/IPKernelApp/d'
+# a report shows results without code, and without the cells that say how the notebook is used
+REPORT = $(BIN)/jupyter nbconvert --log-level WARN --to html --template classic --no-input --no-prompt --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags usage
 
 demo: $(READY)
 	@rm -rf $(DEMO)/scenes-*; mkdir -p $(DEMO)
@@ -31,7 +33,8 @@ demo: $(READY)
 	done
 	@echo "comparing"
 	@$(PAPERMILL) nbs/compare.ipynb $(DEMO)/compare.ipynb -p run_folders "$(CURDIR)/$(DEMO)/scenes-ppce-s0,$(CURDIR)/$(DEMO)/scenes-semeda-s0" $(QUIET)
-	@$(BIN)/jupyter nbconvert --log-level WARN --to html --template classic --no-input --output report $(DEMO)/compare.ipynb
+	@cp $(DEMO)/compare.ipynb "$(DEMO)/PPCE and SEMEDA on scenes.ipynb" # the page's title
+	@$(REPORT) --output report "$(DEMO)/PPCE and SEMEDA on scenes.ipynb"
 	@echo; cat $(DEMO)/comparison.md; echo; echo "report: $(CURDIR)/$(DEMO)/report.html"
 
 # the paper's figures from the runs of make demo, each in a process of its own; a thread each, since more only get in one another's way on small images

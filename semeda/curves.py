@@ -172,7 +172,7 @@ def plot_trimap_differences(
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharey=True)
     for ax, key in zip(axes, ("boundary", "non_boundary")):
         ax.axhline(0, color="0.4", linewidth=.8)
-        for i, (name, found) in enumerate(differences.items()):
+        for i, (name, found) in enumerate(differences.items(), 1): # the first run is what the others are compared with
             value, low, high = (100 * np.asarray(v, dtype=float) for v in found[key])
             _draw_curve(ax, i, range(1, len(value) + 1), value, (low, high), name)
         _label_width_axis(ax, key, "difference of mIoU (points)", band)
