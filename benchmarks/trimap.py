@@ -5,9 +5,9 @@
 Counts the pixels of each class (labelled, predicted, hit) in the band of every width 1..40, over the
 validation split of CamVid in DIR, or over scenes of the same size. The prediction is the label,
 shifted by three pixels. One thread, whose processor time is measured; the ways take turns image by
-image, and each time is the median over rounds of the mean over images. Where OpenCV is installed, also the loop of
-Boundary IoU's kind for all widths: for each of them an erosion of each class's mask. The results of all ways are compared before anything is timed.
-Writes results/bench/trimap.json.
+image, and each time is the median over rounds of the mean over images. Where OpenCV is installed,
+also the loop of Boundary IoU's kind for all widths: for each of them an erosion of each class's
+mask. The results of all ways are compared before anything is timed. Writes results/bench/trimap.json.
 """
 import statistics
 import sys
@@ -20,14 +20,15 @@ import torch
 from scipy.ndimage import binary_dilation
 from tqdm import tqdm
 
+from semeda.core import provenance, write_json
 from semeda.data import camvid, scenes
 from semeda.edges import edge_map, trimap
 from semeda.metrics import TrimapIoU, boundary_iou_counts, class_counts, confusion
-from semeda.trainer import provenance, write_json
 
 from .timing import RESULTS, VOID, parse, parser, processor, versions_of
 
 WIDTHS = range(1, 41)
+ALL = "all widths 1..40"
 SQUARE = np.ones((3, 3), bool)
 
 
@@ -36,12 +37,17 @@ def pairs_of(args):
     if args.data_root:
         data = camvid("val", args.data_root)
         labels, name = data.labels[:args.images], "CamVid val"
-    else: # 480x360 put together from scenes of 120x120
+    else:
         data = scenes("val", 12 * min(args.images, 20), size=120)
-        labels = [torch.cat([torch.cat(data.labels[i + 4 * r:i + 4 * r + 4], 1) for r in range(3)]) for i in range(0, len(data), 12)]
-        labels, name = [labels[i % len(labels)] for i in range(args.images)], "scenes"
+        tiled = [tile(data.labels[i:i + 12]) for i in range(0, len(data), 12)]
+        labels, name = [tiled[i % len(tiled)] for i in range(args.images)], "scenes"
     predictions = [label.roll(3, 1) for label in labels]
     return [(p.masked_fill(p == VOID, 0), l) for p, l in zip(predictions, labels)], data.num_classes, name
+
+
+def tile(labels):
+    "480x360 from twelve labels of 120x120"
+    return torch.cat([torch.cat(labels[i:i + 4], 1) for i in (0, 4, 8)])
 
 
 def metric(max_width, classes):
@@ -51,7 +57,10 @@ def metric(max_width, classes):
 
 def one_wide_band(classes):
     "One width, 40, the way a library without the one pass does it: the band, then its count"
-    return lambda prediction, label: confusion(prediction, label.masked_fill(trimap(label, WIDTHS[-1]) != 1, VOID), classes)
+    def run(prediction, label):
+        band = label.masked_fill(trimap(label, WIDTHS[-1]) != 1, VOID)
+        return confusion(prediction, band, classes)
+    return run
 
 
 def count_band(band, prediction, label, classes):
@@ -75,7 +84,9 @@ def dilations(classes, incremental=False):
 
 
 def erosions(classes):
-    "Boundary IoU's counts at all widths, (W, 2, C): intersection and union of what an erosion takes from each class's mask, with OpenCV"
+    """Boundary IoU's counts at all widths, (W, 2, C), with OpenCV
+
+    Intersection and union of what an erosion takes from each class's mask."""
     import cv2
     def contour(mask, width):
         framed = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
@@ -127,45 +138,69 @@ def check(pair, classes):
     assert torch.equal(one_wide_band(classes)(*pair), bands[-1]) and class_counts(bands).min() >= 0
     if has_opencv():
         counts = erosions(classes)(*pair)
-        for w in WIDTHS: assert np.array_equal(counts[w - 1], boundary_iou_counts(*pair, classes, w, void="label").numpy())
+        for w in WIDTHS:
+            assert np.array_equal(counts[w - 1], boundary_iou_counts(*pair, classes, w, void="label").numpy())
 
 
 def has_opencv():
-    if find_spec("cv2") is None: return False
+    if find_spec("cv2") is None:
+        return False
     import cv2
     cv2.setNumThreads(1)
     return True
 
 
+def ways_of(pairs, classes, slow_images):
+    "The fast ways by name, and the loops in groups, each with the number of images that it is timed on"
+    fast = {"label XOR prediction": memory_floor(pairs), "one width, 1": metric(1, classes),
+            "one width, 40": one_wide_band(classes), ALL: metric(WIDTHS[-1], classes)}
+    loops = {"40 dilations, each from the edge": dilations(classes),
+             "40 dilations, each from the last": dilations(classes, True)}
+    groups = [(loops, slow_images)]
+    if has_opencv():
+        groups.append(({"40 erosions of each class's mask": erosions(classes)}, max(1, slow_images // 5)))
+    return fast, groups
+
+
+def measure_all(pairs, classes, rounds, slow_images):
+    "Milliseconds an image of every way, and each relative to the one pass"
+    fast, groups = ways_of(pairs, classes, slow_images)
+    ms = measure(fast, pairs, rounds)
+    ratios = {name: value / ms[ALL] for name, value in ms.items()}
+    for slow, images in groups:
+        beside = measure({ALL: fast[ALL], **slow}, pairs[:images], min(3, rounds))
+        for name in slow:
+            ms[name], ratios[name] = beside[name], beside[name] / beside[ALL]
+    return ms, ratios
+
+
 def main(argv=None):
     found = parser("trimap", __doc__, 7, 0.)
     found.add_argument("--images", type=int, default=101)
-    found.add_argument("--slow-images", type=int, default=20, help="images for the loops of dilations; a fifth of them for that of erosions")
+    found.add_argument("--slow-images", type=int, default=20,
+                       help="images for the loops of dilations; a fifth of them for that of erosions")
     args = parse(found, argv)
-    if args.device != "cpu": found.error("the bands are counted on the CPU; expected --device cpu")
-    if args.quick: args.images, args.slow_images = 2, 1
+    if args.device != "cpu":
+        found.error("the bands are counted on the CPU; expected --device cpu")
+    if args.quick:
+        args.images, args.slow_images = 2, 1
     torch.set_num_threads(1)
     pairs, classes, name = pairs_of(args)
     check(pairs[0], classes)
-    fast = {"label XOR prediction": memory_floor(pairs), "one width, 1": metric(1, classes), "one width, 40": one_wide_band(classes), "all widths 1..40": metric(WIDTHS[-1], classes)}
-    loops = {"40 dilations, each from the edge": dilations(classes), "40 dilations, each from the last": dilations(classes, True)}
-    groups = [(loops, args.slow_images)] + [({"40 erosions of each class's mask": erosions(classes)}, max(1, args.slow_images // 5))] * has_opencv()
-    ms = measure(fast, pairs, args.rounds)
-    ratios = {k: v / ms["all widths 1..40"] for k, v in ms.items()}
-    for slow, images in groups:
-        beside = measure({"all widths 1..40": fast["all widths 1..40"], **slow}, pairs[:images], min(3, args.rounds))
-        ratios |= {k: beside[k] / beside["all widths 1..40"] for k in slow}
-        ms |= {k: beside[k] for k in slow}
+    ms, ratios = measure_all(pairs, classes, args.rounds, args.slow_images)
     height, width = pairs[0][1].shape
     print(f"{name}, {len(pairs)} images of {width}x{height}, {classes} classes, 1 thread")
     for way in ratios:
         print(f"{way:34} {ms[way]:10.3f} ms an image {ratios[way]:9.3f} x")
-    about = dict(data=name, images=len(pairs), size=[width, height], classes=classes, rounds=args.rounds, slow_images=min(args.slow_images, len(pairs)))
-    if args.quick and args.out is None: return 0
-    folder = args.out or RESULTS
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "trimap.json", dict(about=about, ms_per_image=ms, relative_to_all_widths=ratios, scipy=scipy.__version__, rivals=versions_of("scipy", "opencv-python-headless"), processor=processor(), quick=args.quick, **provenance()))
+    if args.quick and args.out is None:
+        return 0
+    about = dict(data=name, images=len(pairs), size=[width, height], classes=classes, rounds=args.rounds,
+                 slow_images=min(args.slow_images, len(pairs)))
+    record = dict(about=about, ms_per_image=ms, relative_to_all_widths=ratios, scipy=scipy.__version__,
+                  rivals=versions_of("scipy", "opencv-python-headless"), processor=processor(), quick=args.quick)
+    write_json((args.out or RESULTS) / "trimap.json", record | provenance())
     return 0
 
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())
