@@ -15,7 +15,9 @@ import torch
 from tqdm import tqdm
 
 from semeda.data import camvid, read_label
-from semeda.edge_net import SHIPPED, edge_f1, load_edge_net, save_edge_net, shipped_edge_net, softmax_edge_f1, synthetic_masks, train_edge_net, weights_hash
+from semeda.core import weights_hash
+from semeda.edge_net import edge_f1, softmax_edge_f1, train_edge_net
+from semeda.edge_net_files import SHIPPED, load_edge_net, save_edge_net, shipped_edge_net, synthetic_masks
 from semeda.trainer import provenance, write_json
 
 from .softening import outputs

@@ -19,7 +19,8 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from semeda.edge_net import embeddings, one_hot, shipped_edge_net
+from semeda.edge_net import embeddings, one_hot
+from semeda.edge_net_files import shipped_edge_net
 from semeda.losses import ppce, semeda, semeda_by_image
 
 from .timing import MIB, VOID, machine_rates, parse, parser, peak_extra, regions, rows_of, show, take_turns, write

@@ -5,8 +5,8 @@
     python -m benchmarks.softening training DATASET    segmentation trained with each choice
 
 DATASET is scenes, or camvid with --data-root FOLDER and --init-weights FILE. Each step writes
-to results/softening/ and leaves out what it finds there; nbs/01_edge_net.ipynb and
-nbs/02_losses.ipynb show it.
+to results/softening/ and leaves out what it finds there; nbs/paper/softening.ipynb
+and nbs/paper/reduction.ipynb show it.
 """
 import argparse
 import itertools
@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from semeda.data import normalise
-from semeda.edge_net import EdgeNet, edge_f1, embeddings, exact_edge_net, load_edge_net, save_edge_net, softmax_edge_f1, synthetic_masks, train_edge_net, weights_hash
+from semeda.core import weights_hash
+from semeda.edge_net import EdgeNet, edge_f1, embeddings, exact_edge_net, softmax_edge_f1, train_edge_net
+from semeda.edge_net_files import load_edge_net, save_edge_net, synthetic_masks
 from semeda.edges import edge_map
 from semeda.trainer import Run, provenance, train, write_json
 

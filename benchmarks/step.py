@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from semeda.deeplab import BACKBONES, DeepLabV2
-from semeda.edge_net import shipped_edge_net
+from semeda.edge_net_files import shipped_edge_net
 from semeda.losses import PPCELoss, SemedaLoss
 
 from .timing import MIB, machine_rates, parse, parser, peak_extra, regions, rows_of, show, take_turns, write

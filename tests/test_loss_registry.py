@@ -184,7 +184,7 @@ def test_registering(monkeypatch, batch):
         loss_registry.LOSSES.register("semeda", LossRecord("semeda", nn.CrossEntropyLoss, "plain"))
 
 
-ACROSS = ("ppce", "edge_weighted", "semeda", "semeda(reduction='relative')", "smp.DiceLoss", "torch.nn:CrossEntropyLoss", "ubernet")
+ACROSS = (*LOSSES, "semeda(reduction='relative')", "ppce(weight=(1, 2, 3, 4))", "semeda+torch.nn:CrossEntropyLoss")
 
 
 def one_of_two(rank, folder, state, logits, labels):
@@ -208,8 +208,8 @@ def one_of_two(rank, folder, state, logits, labels):
 
 
 def test_two_processes_equal_one(batch, tmp_path):
-    logits, labels = batch
-    labels[0, 3:] = 255 # the parts count differently
+    logits, labels = (x.repeat_interleave(2, -1).repeat_interleave(2, -2) for x in batch)
+    labels[0, 6:] = 255 # the parts count differently
     torch.manual_seed(0)
     net = EdgeNet(4)
     torch.multiprocessing.spawn(one_of_two, (str(tmp_path), net.state_dict(), logits, labels), nprocs=2)
@@ -222,5 +222,5 @@ def test_two_processes_equal_one(batch, tmp_path):
         grads, values, terms = zip(*(part[expression] for part in found))
         assert torch.equal(*grads) and torch.allclose(grads[0], gradient, atol=1e-6), expression
         assert torch.allclose(sum(values) / 2, value, rtol=1e-5), expression
-        for name, term in loss.terms.items():
+        for name, term in loss.terms.items() if expression != "edge_weighted" else (): # whose ppce has other weights
             assert torch.allclose((terms[0][name] + terms[1][name]) / 2, term, rtol=1e-5), (expression, name)
