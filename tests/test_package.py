@@ -25,10 +25,17 @@ HEAVY = (
 SLIM = ("core", "edges", "edge_net", "losses", "edge_iou")
 
 # a room imports only rooms before it
-ROOMS = """core loss_inputs edges edge_net reading edge_net_files frozen_edge_net losses edge_iou rivals boundary_losses
-loss_processes loss_registry crops scenes data deeplab checkpoints networks trained segment export predict counts
-intervals structure boundary_iou metrics launchers loggers config settings run optimise run_setup trainer masks report evaluation evaluate
-plots widgets study.plan study.collect study.results study.tables study.run study.groups study.gains""".split()
+ROOMS = """
+core loss_inputs edges edge_net reading edge_net_files frozen_edge_net
+losses edge_iou rivals boundary_losses loss_processes loss_registry
+crops scenes data
+deeplab checkpoints networks trained segment export predict
+counts intervals structure boundary_iou metrics
+launchers loggers config settings run optimise run_setup trainer
+masks report evaluation evaluate
+pictures curves plots widgets
+study.plan study.collect study.results study.tables study.run study.groups study.gains
+""".split()
 
 
 @pytest.mark.parametrize("module", [f"semeda.{room}" for room in SLIM if (ROOT / "semeda" / f"{room}.py").is_file()])
