@@ -27,10 +27,28 @@ from .launchers import SharedError, launch, run_on_all_ranks
 from .loggers import Loggers, logger_names
 from .loss_registry import build_loss, has_edge_head, loss_terms, needs_edge_net
 from .networks import build_network
-from .run import (
-    FILES, GOES_ON, check_checkpoint, check_run_folder, clear_run, count_not_finite, finished_metrics, load_weights,
-    lock_run, make_folder, probe_space, random_states, read_history, read_record, read_run_checkpoint, run_folder,
-    set_random_states, unlock_run, write_checkpoint, write_history)
+from semeda.run import (
+    FILES,
+    GOES_ON,
+    check_checkpoint,
+    check_run_folder,
+    clear_run,
+    count_not_finite,
+    finished_metrics,
+    load_weights,
+    lock_run,
+    make_folder,
+    probe_space,
+    random_states,
+    read_history,
+    read_record,
+    read_run_checkpoint,
+    run_folder,
+    set_random_states,
+    unlock_run,
+    write_checkpoint,
+    write_history,
+)
 from .settings import write_settings
 
 # %% ../nbs/34_run_setup.ipynb #818dbf86

@@ -22,18 +22,25 @@ from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-# %% ../nbs/06_trainer.ipynb #1aaf8678
-from .config import MAY_DIFFER, PRESETS, Config, help_of, resolve
-from .core import BAR, Arguments, InputError, one_line, provenance, weights_hash, write_json
+# %% ../nbs/06_trainer.ipynb #a583a8dc
+from .config import Config, help_of, resolve
+from .core import BAR, Arguments, InputError, one_line, weights_hash, write_json
 from .data import TrainingCrops, normalise
-from .launchers import SharedError, is_reporting_process, run_on_all_ranks
+from .launchers import is_reporting_process, run_on_all_ranks
 from .loggers import Loggers, logger_names
-from .loss_registry import loss_across_processes, loss_terms
+from .loss_registry import advance_loss, loss_across_processes, loss_terms
 from .metrics import build_metrics, history_values, metric_entries
 from .optimise import RunningMeans, Timer, parameter_groups, poly_decay, sync_batch_norm
-from .run import finished_metrics, read_metrics, read_record, run_folder, runs_folder, unlock_run
+from .run import finished_metrics, read_metrics, read_record, run_folder, unlock_run
 from .run_setup import RunSetup
-from .settings import notebook_parameters, read_settings
+from .settings import read_settings
+
+# %% ../nbs/06_trainer.ipynb #b27e34f5
+from .config import MAY_DIFFER, PRESETS  # noqa: F401
+from .core import provenance  # noqa: F401
+from .launchers import SharedError  # noqa: F401
+from .run import runs_folder  # noqa: F401
+from .settings import notebook_parameters  # noqa: F401
 
 # %% ../nbs/06_trainer.ipynb #2d77f0c0
 _all_ = ["PRESETS", "MAY_DIFFER", "Config", "resolve", "notebook_parameters", "runs_folder", "provenance",
@@ -104,7 +111,7 @@ def validations_since_best(
     best = max(range(len(scores)), key=lambda i: (scores[i], -i), default=0)
     return max(0, len(scores) - 1 - best)
 
-# %% ../nbs/06_trainer.ipynb #5823203b
+# %% ../nbs/06_trainer.ipynb #8f96fe43
 class _RunLoop(_RunLog):
     "The loop"
     def _train_on(self, images, labels, step):
@@ -114,6 +121,7 @@ class _RunLoop(_RunLog):
         decay = poly_decay(step, config.iterations, config.power, config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * decay
+        advance_loss(self.loss, (step - 1) / config.iterations)
         loss = loss_across_processes(self._loss_of, self._wrapped_net(images), labels)
         self.fabric.backward(loss)
         self._wrapped_optimizer.step()
