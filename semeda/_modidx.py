@@ -348,6 +348,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'semeda.evaluate._listed': ('scoring.html#_listed', 'semeda/evaluate.py'),
                                  'semeda.evaluate._options': ('scoring.html#_options', 'semeda/evaluate.py'),
                                  'semeda.evaluate._other_data': ('scoring.html#_other_data', 'semeda/evaluate.py'),
+                                 'semeda.evaluate._own_data': ('scoring.html#_own_data', 'semeda/evaluate.py'),
                                  'semeda.evaluate._parser': ('scoring.html#_parser', 'semeda/evaluate.py'),
                                  'semeda.evaluate._readings': ('scoring.html#_readings', 'semeda/evaluate.py'),
                                  'semeda.evaluate._run_comparison': ('scoring.html#_run_comparison', 'semeda/evaluate.py'),
