@@ -4,10 +4,11 @@ r"""$g_\phi$: a small network that reads the edges off a mask, and its training.
 
 # %% auto #0
 __all__ = ['one_hot', 'embeddings', 'EdgeNet', 'soften', 'soften_like_a_network', 'random_crop', 'training_batch',
-           'train_edge_net', 'edge_loss', 'edge_f1', 'edge_recall_by_pair', 'softmax_edge_f1', 'exact_edge_net',
-           'label_embedding']
+           'random_edge_net', 'train_edge_net', 'edge_loss', 'edge_f1', 'edge_recall_by_pair', 'softmax_edge_f1',
+           'exact_edge_net', 'label_embedding']
 
 # %% ../nbs/01_edge_net.ipynb #80e9fa08
+import copy
 import importlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -145,11 +146,13 @@ def training_batch(
         clean = torch.stack([mask[torch.randperm(num_classes, generator=rng)] for mask in clean])
     return clean, edges
 
-# %% ../nbs/01_edge_net.ipynb #fc4817ee
-def _check_training(masks, num_classes, ignore_index, numbers, counts):
+# %% ../nbs/01_edge_net.ipynb #a5a9cd05
+def _check_training(masks, num_classes, ignore_index, start, numbers, counts):
     "Raise `InputError` unless an Edge net can be trained so"
     if num_classes < 2:
         raise InputError(f"num_classes is {num_classes}; expected at least 2")
+    if start is not None and start.num_classes != num_classes:
+        raise InputError(f"start has {start.num_classes} classes; expected {num_classes}")
     if len(masks) == 0:
         raise InputError("masks is empty; expected at least one label mask")
     for name, value in numbers.items():
@@ -167,6 +170,16 @@ def _check_mask(mask, num_classes, ignore_index, name):
         raise InputError(f"{name} have shape {tuple(mask.shape)} and are {mask.dtype}; expected integers, (H, W)")
     check_labels(mask, num_classes, ignore_index, name)
 
+# %% ../nbs/01_edge_net.ipynb #8023697b
+def random_edge_net(
+    num_classes: int, # C
+    seed: int = 0, # Of the weights
+) -> EdgeNet: # Not frozen
+    "An Edge net that is not yet trained"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return EdgeNet(num_classes)
+
 # %% ../nbs/01_edge_net.ipynb #c2723302
 def train_edge_net(
     masks: Sequence[Tensor], # Label masks, integer dtype, each of shape (H, W); sizes may differ
@@ -181,15 +194,14 @@ def train_edge_net(
     permute: bool = True, # Permute the classes of each crop at random
     lr: float = 2e-2, # Largest learning rate of the one-cycle schedule
     seed: int = 0, # Of weights, crops and noise
+    start: EdgeNet | None = None, # Weights to begin with; None: random ones
     progress: Callable[[Iterable], Iterable] | None = None, # Wraps the range of steps, such as `tqdm`
 ) -> EdgeNet: # On the CPU, frozen
     "Train an Edge net on label masks alone, eq. 4"
     numbers, counts = dict(scale=scale, sigma=sigma, lr=lr), dict(steps=steps, batch_size=batch_size, crop=crop)
-    _check_training(masks, num_classes, ignore_index, numbers, counts | dict(upsample=upsample))
+    _check_training(masks, num_classes, ignore_index, start, numbers, counts | dict(upsample=upsample))
     rng = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = EdgeNet(num_classes)
+    net = random_edge_net(num_classes, seed) if start is None else copy.deepcopy(start).requires_grad_(True)
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
     for _ in (progress or iter)(range(steps)):
