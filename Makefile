@@ -3,39 +3,38 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
 VENV ?= .venv
 PYTHON ?= python3
-BIN = $(abspath $(VENV))/bin
-READY = $(VENV)/.semeda-installed
+# recipes read these two from the environment, so that a path may hold spaces
+override VENV := $(if $(filter /% ~%,$(firstword $(VENV))),$(VENV),$(CURDIR)/$(VENV))
+export VENV PYTHON
+export PATH := $(VENV)/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
-NUMBERED = $(wildcard nbs/0*.ipynb)
 
-.PHONY: demo figures table1 table2 table-losses figure5 bench test lab docs readme clean install
+.PHONY: demo figures table1 table2 table-losses figure5 bench test quick types lab docs readme clean install
 
-install: $(READY)
+install:
+	@.ci/install
 
-$(READY): settings.ini setup.py constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $(READY)
-
+# two threads on any machine, so that the digits are the same, and no spinning where they wait for one another;
+# the messages are progress and errors of the notebook, without ipykernel's remark on local sockets
 DEMO = runs/demo
-# progress and errors of the notebook, without ipykernel's remark on local sockets
-PAPERMILL = $(BIN)/papermill --log-output --log-level WARNING --no-progress-bar
+PAPERMILL = OMP_WAIT_POLICY=PASSIVE papermill --log-output --log-level WARNING --no-progress-bar
 QUIET = 2>&1 | sed -u '/IPKernelApp/d'
 
-demo: $(READY)
+demo: install
 	@rm -rf $(DEMO)/scenes-*; mkdir -p $(DEMO)
 	@for loss in ppce semeda; do \
 	  echo "training with $$loss"; \
-	  $(PAPERMILL) nbs/train.ipynb $(DEMO)/train-$$loss.ipynb -p loss $$loss -p runs "$(CURDIR)/$(DEMO)" $(QUIET); \
+	  OMP_NUM_THREADS=2 $(PAPERMILL) nbs/train.ipynb $(DEMO)/train-$$loss.ipynb -p loss $$loss -p runs "$(CURDIR)/$(DEMO)" $(QUIET); \
 	done
 	@echo "comparing"
-	@$(PAPERMILL) nbs/compare.ipynb $(DEMO)/compare.ipynb -p run_folders "$(CURDIR)/$(DEMO)/scenes-ppce-s0,$(CURDIR)/$(DEMO)/scenes-semeda-s0" $(QUIET)
-	@$(BIN)/jupyter nbconvert --log-level WARN --to html --template classic --no-input --output report $(DEMO)/compare.ipynb
+	@OMP_NUM_THREADS=2 $(PAPERMILL) nbs/compare.ipynb $(DEMO)/compare.ipynb \
+	  -p run_folders "$(CURDIR)/$(DEMO)/scenes-ppce-s0,$(CURDIR)/$(DEMO)/scenes-semeda-s0" $(QUIET)
+	@jupyter nbconvert --log-level WARN --to html --template classic --no-input --output report $(DEMO)/compare.ipynb
 	@echo; cat $(DEMO)/comparison.md; echo; echo "report: $(CURDIR)/$(DEMO)/report.html"
 
-# the paper's figures from the runs of make demo, each in a process of its own; a thread each, since more only get in one another's way on small images
-figures: $(READY)
+# the paper's figures from the runs of make demo, each in a process of its own, with one thread
+figures: install
 	@mkdir -p runs/figures
 	@for notebook in nbs/paper/figure*.ipynb; do \
 	  name=$$(basename $$notebook .ipynb); echo "rendering $$name"; \
@@ -47,38 +46,50 @@ figures: $(READY)
 STUDY = smoke
 JOBS = 2
 table2: STUDY = table2
-table1 table2 figure5: $(READY)
-	$(BIN)/python -m snakemake $@ --configfile semeda/study/studies/$(STUDY).yaml --cores $(JOBS) $(SNAKEMAKE_ARGS)
+table1 table2 figure5: install
+	python -m snakemake $@ --configfile semeda/study/studies/$(STUDY).yaml --cores $(JOBS) $(SNAKEMAKE_ARGS)
 
-# which loss for my boundaries: the runs that have no result yet, then the page; LOSSES=losses_short SEMEDA_DATA=folder JOBS=2
+# which loss for my boundaries: the runs that have no result yet, then the page
+# make table-losses LOSSES=losses_short SEMEDA_DATA=folder JOBS=2
 LOSSES = losses
-table-losses: $(READY)
+table-losses: install
 ifdef SEMEDA_DATA
-	-$(BIN)/python -m semeda.study run $(LOSSES) --parallel $(JOBS)
+	-python -m semeda.study run $(LOSSES) --parallel $(JOBS)
 else
 	@echo "SEMEDA_DATA is not set: the page is made from results/ alone"
 endif
-	$(BIN)/python -m semeda.study table table_losses
+	python -m semeda.study table table_losses
 
 # every benchmark on the CPU, about 25 minutes; others by hand: python -m benchmarks loss step --device cuda
-bench: $(READY)
-	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+bench: install
+	python -m benchmarks $(BENCH_ARGS)
 
-test: $(READY)
-	$(BIN)/ruff check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
-	OMP_NUM_THREADS=1 $(BIN)/nbdev-test nbs --file-re '^0' --n-workers 2
+test: install
+	ruff check
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 nbdev-test nbs --file-re '^[0-9]' --n-workers 2
 
-lab: $(READY)
-	$(BIN)/jupyter lab nbs/index.ipynb
+# the tests of what differs from the last commit, and as many of the fast ones as fit into a minute on 2 cores
+quick: install
+	ruff check
+	OMP_NUM_THREADS=1 python -m tests.quick $(QUICK_ARGS)
 
-docs: $(READY)
-	@command -v quarto >/dev/null || { echo "docs need Quarto, which is not on the PATH: see https://quarto.org/docs/get-started/ for your system, then run 'make docs' again" >&2; exit 1; }
-	$(BIN)/nbdev-docs
+types: install
+	python -m mypy
+
+# LAB_ARGS='--no-browser --port 9000' goes to JupyterLab
+lab: install
+	jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) nbs/index.ipynb
+
+docs: install
+	@command -v quarto >/dev/null || { \
+	  echo "docs need Quarto, which is not on the PATH: see https://quarto.org/docs/get-started/ for your system," \
+	    "then run 'make docs' again" >&2; exit 1; }
+	nbdev-docs
 
 # README.md is the index notebook as Markdown
-readme: $(READY)
-	$(BIN)/python -m tests.readme
+readme: install
+	python -m tests.readme
 
 clean:
-	rm -rf runs _docs _proc build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf runs _docs _proc build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .mypy_cache

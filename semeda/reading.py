@@ -76,12 +76,13 @@ def parse_size(
         return int(numbers[0]), int(numbers[1])
     raise InputError(f"{name} is {text!r}; expected WIDTHxHEIGHT such as 240x180, or nothing")
 
-# %% ../nbs/17_reading.ipynb #a44f8b0d
+# %% ../nbs/17_reading.ipynb #bfef32c0
 MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N") # of Pillow: one channel of numbers
 
 def _grey_step(file: Image.Image) -> int:
     "What Pillow multiplies the numbers of a grey image of 2 or 4 bits by"
-    raw_modes = [tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in file.tile]
+    arguments = [tile[3] for tile in getattr(file, "tile", ())] # of the decoder; the first is the raw mode
+    raw_modes = [a[0] if isinstance(a, tuple) else a for a in arguments]
     return {"L;2": 85, "L;4": 17}.get(raw_modes[0] if raw_modes else "", 1)
 
 # %% ../nbs/17_reading.ipynb #9b5d4a93
@@ -220,7 +221,7 @@ def read_label(
         raise InputError(f"{begin} {some(list(map(str, wrong)))}; expected 0..{num_classes - 1} or {void} (void)")
     return torch.from_numpy(np.where(is_void, VOID, numbers).astype(np.uint8))
 
-# %% ../nbs/17_reading.ipynb #466c2f9a
+# %% ../nbs/17_reading.ipynb #69608884
 IMAGE_FILES = (".png", ".jpg", ".jpeg")
 LABEL_FILES = (".png",)
 
@@ -231,7 +232,8 @@ def files_by_name(
     recursive: bool = False, # Look into sub-folders too; their path is part of the name
 ) -> dict[str, Path]: # Name without suffix and ending -> file, in the order of the files
     "Files of a folder by name; two files of one name are refused"
-    folder, found = Path(folder), {}
+    folder = Path(folder)
+    found: dict[str, Path] = {}
     for file in sorted(folder.rglob("*") if recursive else folder.iterdir()):
         if file.suffix.lower() not in endings or not file.stem.endswith(suffix) or not file.is_file(): continue
         name = str(file.relative_to(folder).with_name(file.stem.removesuffix(suffix)))
@@ -365,7 +367,7 @@ def _check_item(name: str, image: Tensor, label: Tensor, num_classes: int):
     wrong = label[(label >= num_classes) & (label != VOID)].unique().tolist()
     if wrong: raise InputError(f"mask {name} contains {some(wrong)}; expected 0..{num_classes - 1} or {VOID} (void)")
 
-# %% ../nbs/17_reading.ipynb #d5517305
+# %% ../nbs/17_reading.ipynb #9d184faf
 def make_split(
     name: str, # Of the dataset
     images: Sequence[Tensor], # uint8, each of shape (3, H, W), RGB
@@ -375,8 +377,8 @@ def make_split(
     files: Sequence[str] | None = None, # What each image is called; None: its number
 ) -> SegmentationData: # Checked
     "A split from images and masks"
-    on_disk = isinstance(images, Files) and isinstance(labels, Files)
-    fingerprint = files_fingerprint(images, labels) if on_disk else pixels_fingerprint(images, labels)
+    if isinstance(images, Files) and isinstance(labels, Files): fingerprint = files_fingerprint(images, labels)
+    else: fingerprint = pixels_fingerprint(images, labels)
     names = [str(i) for i in range(len(images))] if files is None else list(files)
     colours = voc_palette(len(class_names)) if palette is None else list(palette)
     return check_split(SegmentationData(name, images, labels, list(class_names), colours, names, fingerprint))

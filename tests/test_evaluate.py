@@ -622,7 +622,7 @@ def finished(tmp_path_factory):
     "A run on a few scenes"
     with pytest.MonkeyPatch.context() as patch:
         few = dict(train=12, val=4)
-        patch.setattr("semeda.trainer.load_data", lambda dataset, split, *_, **__: scenes(split, few[split]))
+        patch.setattr("semeda.run_setup.load_data", lambda dataset, split, *_, **__: scenes(split, few[split]))
         yield train_run(None, **SMALL, loss="ppce", runs=str(tmp_path_factory.mktemp("runs")))
 
 

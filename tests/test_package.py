@@ -2,6 +2,7 @@ import ast
 import json
 import re
 import sys
+import tomllib
 import zipfile
 from configparser import ConfigParser
 
@@ -16,8 +17,8 @@ SLIM = ("core", "edges", "edge_net", "losses", "edge_iou")
 # a room imports only rooms before it
 ROOMS = """core loss_inputs edges edge_net reading edge_net_files frozen_edge_net losses edge_iou rivals
 loss_registry crops scenes data deeplab checkpoints networks trained segment export predict counts intervals structure
-boundary_iou metrics launchers config run optimise trainer masks report evaluation evaluate plots widgets study.plan
-study.collect study.results study.tables study.run study.groups study.gains""".split()
+boundary_iou metrics launchers loggers config settings run optimise run_setup trainer masks report evaluation evaluate
+plots widgets study.plan study.collect study.results study.tables study.run study.groups study.gains""".split()
 
 
 @pytest.mark.parametrize("module", [f"semeda.{room}" for room in SLIM if (ROOT / "semeda" / f"{room}.py").is_file()])
@@ -76,7 +77,10 @@ def test_nothing_is_said_twice():
     cfg = ConfigParser()
     cfg.read(ROOT / "settings.ini")
     assert semeda.__version__ == cfg["DEFAULT"]["version"]
-    assert "[project]" not in (ROOT / "pyproject.toml").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project.keys() == {"name", "dynamic", "urls"}, "the rest stands in settings.ini"
+    urls = {"Homepage": cfg["DEFAULT"]["doc_url"], "Repository": cfg["DEFAULT"]["git_url"]}
+    assert (project["name"], project["urls"]) == (cfg["DEFAULT"]["lib_name"], urls)
     citation = (ROOT / "CITATION.cff").read_text()
     assert f"version: {semeda.__version__}\n" in citation and f"license: {cfg['DEFAULT']['license']}" in citation
 

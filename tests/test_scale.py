@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from semeda import trainer
+from semeda import run_setup, trainer
 from semeda.deeplab import DeepLabV2
 from semeda.core import InputError
 from semeda.networks import build_network
@@ -68,17 +68,17 @@ def two_processes(root):
     stopped(root, "two-one", **two)
     for loss in LOSSES:
         train(root, f"{loss}-2", loss=loss, iterations=2, **two)
-    share, Run._share = Run._share, lambda self, labels: 1
+    across, trainer.loss_across_processes = trainer.loss_across_processes, lambda loss, *batch: loss(*batch)
     train(root, "naive", **two)
-    Run._share = share
-    load = trainer.load_data
+    trainer.loss_across_processes = across
+    load = run_setup.load_data
 
     rank = torch.distributed.get_rank()
 
     def spoilt_for_one(*args):
         if rank == 1: raise InputError("spoilt here")
         return load(*args)
-    trainer.load_data = spoilt_for_one
+    run_setup.load_data = spoilt_for_one
     try: train(root, "spoilt", **two)
     except InputError as e: (root / f"told-{rank}.txt").write_text(f"{e} {trainer.is_reporting_process(e)}")
 

@@ -25,7 +25,7 @@ ARGS = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items()]
 @pytest.fixture
 def few_scenes(monkeypatch):
     "The built-in dataset with 12 and 4 scenes"
-    monkeypatch.setattr("semeda.trainer.load_data", lambda dataset, split, *_: scenes(split, dict(train=12, val=4)[split]))
+    monkeypatch.setattr("semeda.run_setup.load_data", lambda dataset, split, *_: scenes(split, dict(train=12, val=4)[split]))
 
 
 def result(folder):
@@ -193,6 +193,27 @@ BAD = [
     (["--image-size", "big"], "image_size is 'big'; expected WIDTHxHEIGHT"),
     (["--preset", "paper"], "preset is 'paper'; choose from"),
     (["--name", "../x"], "name is '../x'; expected a single folder name"),
+    (["--name", ".."], "name is '..'; expected a single folder name"),
+    (["--name", "a\0b"], "name is 'a\\x00b'; expected text"),
+    (["--name", "n" * 300], "300 characters; expected at most 200"),
+    (["--runs", "a\0b"], "runs is 'a\\x00b'; expected text"),
+    (["--seed", str(2**32)], "seed is 4294967296; expected at most 4294967294"),
+    (["--lr", "nan"], "lr is 'nan'; expected a number"),
+    (["--momentum", "inf"], "momentum is 'inf'; expected a number"),
+    (["--momentum", "1.5"], "momentum is 1.5; expected at most 1"),
+    (["--lr", "1e300"], "lr is 1e+300; expected at most"),
+    (["--edge-scale", "inf"], "edge_scale is 'inf'; expected a number"),
+    (["--scale-max", "inf"], "scale_max is 'inf'; expected a number"),
+    (["--crop", "100000000"], "crop is 100000000; expected at most 16384"),
+    (["--lambdas", "0,inf,0"], "lambdas is '0,inf,0'; expected a list of three numbers"),
+    (["--max-width", "3.7"], "max_width is '3.7'; expected an integer"),
+    (["--image-size", "²x²"], "image_size is '²x²'; expected WIDTHxHEIGHT"),
+    (["--loss", "semeda+"], "loss is 'semeda+'; expected a loss on both sides of +"),
+    (["--loss", "ubernet+"], "loss is 'ubernet+'"),
+    (["--loss", "ppce", "--edge-net", "nope"], "edge_net is 'nope'; expected one of voc, cityscapes, camvid, or a file"),
+    (["--data-root", "/nope"], "data_root is '/nope'"),
+    (["--plugins", "nowhere"], "plugins: module 'nowhere' cannot be imported"),
+    (["--crop"], "argument --crop: expected one argument"),
     (["--dataset", "camvid", "--data-root", "nowhere"], "data_root is 'nowhere'"),
     (["--dataset", "camvid"], "data_root is ''"),
     (["--init-weights", "none.pth"], "init_weights none.pth does not exist"),

@@ -1,0 +1,307 @@
+"""What a run leaves on the disk: whose it is, in which state, and what is refused."""
+import json
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from semeda.core import InputError
+from semeda.data import scenes
+from semeda.run import read_history, read_run_checkpoint, run_state, write_checkpoint
+from semeda.trainer import Run, load_run, main
+from semeda.trainer import train as train_run
+from tests import old_run
+from tests.conftest import ROOT, snapshot
+
+SMALL = dict(
+    iterations=4, batch_size=2, crop=24, edge_steps=5, checkpoint_every=2, log_every=1, val_every=2, max_width=3,
+    device="cpu")
+
+
+def few(dataset, split, *_):
+    "The built-in dataset with 6 and 2 scenes"
+    return scenes(split, dict(train=6, val=2)[split], size=48)
+
+
+@pytest.fixture(autouse=True)
+def few_scenes(monkeypatch):
+    monkeypatch.setattr("semeda.run_setup.load_data", few)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    "A finished run; copy it before you change it"
+    patch = pytest.MonkeyPatch()
+    patch.setattr("semeda.run_setup.load_data", few)
+    folder = train_run(None, **SMALL, loss="semeda", runs=str(tmp_path_factory.mktemp("runs"))).folder
+    patch.undo()
+    return folder
+
+
+@pytest.fixture
+def copied(done, tmp_path):
+    "A copy of the finished run and of its Edge net"
+    shutil.copytree(done.parent, tmp_path / "runs")
+    return tmp_path / "runs" / done.name
+
+
+def arguments(folder, *more, **changes):
+    settings = SMALL | dict(loss="semeda", runs=str(folder.parent)) | changes
+    return [*(f"--{k.replace('_', '-')}={v}" for k, v in settings.items()), *more]
+
+
+def refused(capsys, args):
+    "The one line of a command that ends with status 2; a progress bar may stand above it"
+    assert main(args) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("semeda-train: ") and sum("semeda-train" in line for line in lines) == 1
+    return lines[-1]
+
+
+def test_files_of_a_run(done):
+    assert sorted(p.name for p in done.iterdir()) == [
+        "best.pt", "checkpoint.pt", "config.json", "history.csv", "metrics.json", "run.yaml"]
+    assert sorted(p.name for p in done.parent.iterdir()) == ["edge_nets", done.name] # no lock is left
+    state = read_run_checkpoint(done / "checkpoint.pt")
+    assert state["class_names"][0] == "background" and state["image_size"] is None and state["style"] == "torchvision"
+    assert len(state["palette"]) == 7 and state["config"]["loss"] == "semeda"
+    assert state["history"] == read_history(done / "history.csv")
+
+
+def test_the_same_command_again_says_that_it_is_finished(copied, capsys, monkeypatch):
+    before = snapshot(copied.parent)
+    monkeypatch.setattr("semeda.run_setup.load_data", None) # nothing is read
+    assert main(arguments(copied)) == 0
+    assert "finished already: --resume with more --iterations goes on, --overwrite" in capsys.readouterr().out
+    assert snapshot(copied.parent) == before
+    line = refused(capsys, arguments(copied, iterations=6))
+    assert "iterations 4 instead of 6" in line and "resume goes on with it, overwrite takes its place" in line
+    assert snapshot(copied.parent) == before
+
+
+def test_a_finished_run_is_opened_not_trained(copied):
+    before = snapshot(copied)
+    run = train_run(None, **SMALL, loss="semeda", runs=str(copied.parent), resume=True)
+    assert run.metrics == json.loads((copied / "metrics.json").read_text()) and snapshot(copied) == before
+    assert all(isinstance(v, float) for v in run.metrics["last_losses"].values())
+
+
+def test_resume_extends_and_overwrite_replaces(copied, tmp_path):
+    kept = SMALL | dict(loss="semeda", runs=str(copied.parent))
+    longer = train_run(None, **kept | dict(iterations=6), resume=True)
+    assert longer._seconds and len(longer._seconds) == 2 and longer.metrics["iterations"] == 6
+    assert [row["step"] for row in read_history(copied / "history.csv")] == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(InputError, match="iterations is|checkpoint .* is of step 6; expected at most iterations, 5"):
+        train_run(None, **kept | dict(iterations=5), resume=True)
+    other = train_run(None, **kept | dict(iterations=2, lr=.01), overwrite=True)
+    assert other.metrics["iterations"] == 2 and read_run_checkpoint(copied / "checkpoint.pt")["config"]["lr"] == .01
+
+
+def test_best_weights_and_patience(tmp_path, monkeypatch):
+    scores = iter([.2, .5, .4, .3, .9])
+    monkeypatch.setattr(Run, "_measure", lambda self: dict(miou=next(scores), boundary_miou=[.1]))
+    run = train_run(None, **SMALL | dict(iterations=12, patience=2), loss="ppce", runs=str(tmp_path))
+    assert run.metrics["stopped_at"] == 8 and run.metrics["iterations"] == 12 and run.metrics["miou"] == .3
+    assert read_run_checkpoint(run.folder / "best.pt")["step"] == 4
+    assert read_run_checkpoint(run.folder / "checkpoint.pt")["step"] == 8
+    best = load_run(run.folder, best=True)
+    assert best.metrics["miou"] == .9 and load_run(run.folder).metrics["miou"] == .3
+
+
+def test_parameters_can_be_given_back(done, tmp_path, capsys):
+    assert main([f"--config={done / 'run.yaml'}"]) == 0
+    assert "finished already" in capsys.readouterr().out
+    (tmp_path / "mine.yaml").write_text("loss: ppce\nlr: [1]\n")
+    assert "lr is [1]; expected a number" in refused(capsys, [f"--config={tmp_path / 'mine.yaml'}"])
+    (tmp_path / "mine.yaml").write_text("- ppce")
+    assert "holds a list; expected names and values" in refused(capsys, [f"--config={tmp_path / 'mine.yaml'}"])
+    assert "cannot be read" in refused(capsys, [f"--config={tmp_path / 'none.yaml'}"])
+
+
+def changed(path, change):
+    "A file with other content"
+    path.write_bytes(change(path.read_bytes()))
+
+
+def flipped(data):
+    "One bit in the middle, among the weights"
+    return data[:len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1:]
+
+
+@pytest.mark.parametrize("name, change, words", [
+    ("checkpoint.pt", None, "has no checkpoint.pt; expected that of a finished run"),
+    ("checkpoint.pt", flipped, "checkpoint.pt is damaged; expected the content that its hash"),
+    ("checkpoint.pt", lambda data: data[:1000], "checkpoint.pt cannot be read"),
+    ("checkpoint.pt", lambda data: b"", "checkpoint.pt cannot be read: it is empty"),
+    ("metrics.json", None, "has no metrics.json; expected a finished run"),
+    ("metrics.json", lambda data: b"{}", "metrics.json has no miou; expected the scores of a run"),
+    ("metrics.json", lambda data: data[:50], "metrics.json cannot be read as JSON"),
+    ("config.json", lambda data: b"[]", "config.json holds a list; expected a JSON dict"),
+    ("config.json", lambda data: b"{}", "config.json has no config; expected that of a run"),
+    ("config.json", lambda data: b"\xff\x00", "config.json cannot be read as JSON"),
+    ("config.json", None, "config.json cannot be read"),
+])
+def test_spoilt_run_is_not_opened(copied, name, change, words):
+    if change:
+        changed(copied / name, change)
+    else:
+        (copied / name).unlink()
+    with pytest.raises(InputError) as error:
+        load_run(copied)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_every_flipped_bit_is_noticed_or_harmless(copied):
+    "In the weights, the optimiser, the names and the archive's own tables"
+    data, good = (copied / "checkpoint.pt").read_bytes(), read_run_checkpoint(copied / "checkpoint.pt")
+    for place in range(7, len(data), len(data) // 12):
+        changed(copied / "checkpoint.pt", lambda _: data[:place] + bytes([data[place] ^ 4]) + data[place + 1:])
+        try:
+            state = read_run_checkpoint(copied / "checkpoint.pt")
+        except InputError:
+            continue
+        assert state["hash"] == good["hash"]
+
+
+@pytest.mark.parametrize("changes, words", [
+    (dict(seed=1), "is of another run: seed 1 instead of 0"),
+    (dict(loss="ppce"), "is of another run: loss ppce instead of semeda"),
+    (dict(iterations=2), "has weights"), # an earlier step of the same run
+])
+def test_checkpoint_of_another_run(copied, tmp_path, changes, words):
+    other = train_run(None, **SMALL | dict(loss="semeda") | changes, name="other", runs=str(copied.parent))
+    shutil.copy(other.folder / "checkpoint.pt", copied / "checkpoint.pt")
+    with pytest.raises(InputError, match=words):
+        load_run(copied)
+    if "iterations" not in changes: # an earlier step of the same run can be gone on from
+        (copied / "metrics.json").unlink()
+        with pytest.raises(InputError, match=words):
+            train_run(None, **SMALL, loss="semeda", runs=str(copied.parent), resume=True)
+
+
+def test_changed_edge_net_is_refused(copied, tmp_path):
+    (copied / "metrics.json").unlink()
+    from semeda.edge_net import load_edge_net, save_edge_net
+    [path] = (copied.parent / "edge_nets").glob("*.safetensors")
+    net = load_edge_net(path)
+    with torch.no_grad():
+        net.conv1.bias[0] += 1
+    recorded = json.loads((copied / "config.json").read_text())["edge_net"]["weights"]
+    save_edge_net(net, path)
+    with pytest.raises(InputError, match=f"edge net|{recorded}"):
+        train_run(None, **SMALL, loss="semeda", runs=str(copied.parent), resume=True)
+    assert json.loads((copied / "config.json").read_text())["edge_net"]["weights"] == recorded
+
+
+@pytest.mark.parametrize("spoil", [lambda t: t[:-9], lambda t: "", lambda t: t + t, lambda t: t.replace(",0.", ",x0.")])
+def test_history_comes_back_from_the_checkpoint(copied, spoil):
+    "history.csv is for people; a resumed run writes it anew"
+    whole = (copied / "history.csv").read_bytes()
+    (copied / "metrics.json").unlink()
+    (copied / "history.csv").write_text(spoil(whole.decode()))
+    train_run(None, **SMALL | dict(iterations=5), loss="semeda", runs=str(copied.parent), resume=True)
+    assert (copied / "history.csv").read_bytes().startswith(whole)
+
+
+def test_run_of_version_0_1(tmp_path, monkeypatch):
+    "A run folder made by 62eaba6 is opened, is finished, and can be extended"
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    old_run.write_inputs(tmp_path)
+    shutil.copytree(ROOT / "tests" / "data" / "run_v1", tmp_path / "runs" / "run_v1")
+    settings = old_run.SETTINGS | dict(data_root="photos", init_weights="initial.pth", runs="runs", name="run_v1")
+    opened = load_run("runs/run_v1")
+    assert opened.metrics["final_weights"] == "6c3fb210c3b0bc8c" and len(opened.history) == 3
+    before = snapshot(tmp_path)
+    assert train_run(None, **settings).metrics["miou"] == opened.metrics["miou"] and snapshot(tmp_path) == before
+    longer = train_run(None, **settings | dict(iterations=5), resume=True)
+    assert [row["step"] for row in longer.history] == [1, 2, 3, 4, 5]
+    history = tmp_path / "runs" / "run_v1" / "history.csv"
+    shutil.copytree(ROOT / "tests" / "data" / "run_v1", tmp_path / "runs" / "again")
+    history = tmp_path / "runs" / "again" / "history.csv"
+    changed(history, lambda data: data[:-30])
+    with pytest.raises(InputError, match="history.csv"):
+        load_run("runs/again")
+
+
+def test_left_parts_are_no_obstacle(tmp_path):
+    folder = tmp_path / "scenes-ppce-s0"
+    folder.mkdir()
+    for name in ("config.json.part", ".abc.part.json", ".xyz.part.pt"):
+        (folder / name).write_text("{")
+    run = train_run(None, **SMALL, loss="ppce", runs=str(tmp_path))
+    assert not any("part" in p.name for p in run.folder.iterdir())
+
+
+HOLD = """import sys
+from filelock import FileLock
+lock = FileLock(sys.argv[1])
+lock.acquire()
+print("held", flush=True)
+input()"""
+
+
+def test_two_processes_in_one_folder(copied, capsys):
+    (copied / "metrics.json").unlink()
+    before = snapshot(copied)
+    lock = copied.parent / f".{copied.name}.lock"
+    other = subprocess.Popen([sys.executable, "-c", HOLD, lock], stdin=-1, stdout=-1, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        assert "is written to by another process; expected it to end first" in refused(capsys, arguments(copied))
+        assert snapshot(copied) == before
+    finally:
+        other.kill()
+        other.communicate()
+    assert main(arguments(copied)) == 0 # a killed process holds nothing
+    assert run_state(copied) == "finished" and not list(copied.parent.glob(".*"))
+
+
+def test_numbers_that_are_not_finite_end_a_run(tmp_path, capsys):
+    args = arguments(tmp_path / "x", "--lr=1e6", "--log-every=100", "--checkpoint-every=100", loss="ppce", val_every=0)
+    assert "training diverged, expected a smaller lr than 1000000.0" in refused(capsys, args)
+    assert run_state(tmp_path / "scenes-ppce-s0") == "diverged"
+    assert not (tmp_path / "scenes-ppce-s0" / "checkpoint.pt").exists()
+
+
+def test_weights_that_do_not_fit(copied):
+    state = read_run_checkpoint(copied / "checkpoint.pt")
+    state["net"] = {name: value[:1] for name, value in state["net"].items() if value.ndim}
+    write_checkpoint(copied / "checkpoint.pt", state)
+    with pytest.raises(InputError, match="checkpoint.pt does not fit the network"):
+        load_run(copied)
+
+
+@pytest.fixture
+def full_disk():
+    "No file can be larger than so many bytes"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_is_told_before_training(tmp_path, capsys, full_disk):
+    full_disk(3_000_000)
+    assert "has no space for a checkpoint" in refused(capsys, arguments(tmp_path / "runs" / "x", loss="ppce"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_full_disk_while_training(copied, capsys, monkeypatch, full_disk):
+    "The last checkpoint stays, and the run goes on from it"
+    before = (copied / "checkpoint.pt").read_bytes()
+    monkeypatch.setattr("semeda.run_setup.probe_space", lambda *_: full_disk(1_000_000))
+    line = refused(capsys, arguments(copied, "--resume", iterations=6))
+    assert "checkpoint.pt cannot be written" in line
+    assert (copied / "checkpoint.pt").read_bytes() == before and not list(copied.glob(".*"))
+
+
+@pytest.mark.parametrize("runs, words", [
+    ("file", "cannot be written to"), ("file/runs", "cannot be written to"), ("/proc/none", "cannot be written to")])
+def test_folders_that_cannot_be_made(tmp_path, capsys, monkeypatch, runs, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("semeda.run_setup.load_data", None) # told before anything is read
+    assert words in refused(capsys, [f"--runs={runs}"])
