@@ -20,6 +20,9 @@ install:
 DEMO = runs/demo
 PAPERMILL = OMP_WAIT_POLICY=PASSIVE papermill --log-output --log-level WARNING --no-progress-bar
 QUIET = 2>&1 | sed -u '/IPKernelApp/d'
+# a report shows results without code, and without the cells that say how the notebook is used
+REPORT = jupyter nbconvert --log-level WARN --to html --template classic --no-input --no-prompt \
+  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags usage
 
 demo: install
 	@rm -rf $(DEMO)/scenes-*; mkdir -p $(DEMO)
@@ -30,7 +33,8 @@ demo: install
 	@echo "comparing"
 	@OMP_NUM_THREADS=2 $(PAPERMILL) nbs/compare.ipynb $(DEMO)/compare.ipynb \
 	  -p run_folders "$(CURDIR)/$(DEMO)/scenes-ppce-s0,$(CURDIR)/$(DEMO)/scenes-semeda-s0" $(QUIET)
-	@jupyter nbconvert --log-level WARN --to html --template classic --no-input --output report $(DEMO)/compare.ipynb
+	@cp $(DEMO)/compare.ipynb "$(DEMO)/PPCE and SEMEDA on scenes.ipynb" # the name is the report's title
+	@$(REPORT) --output report "$(DEMO)/PPCE and SEMEDA on scenes.ipynb"
 	@echo; cat $(DEMO)/comparison.md; echo; echo "report: $(CURDIR)/$(DEMO)/report.html"
 
 # the paper's figures from the runs of make demo, each in a process of its own, with one thread

@@ -8,6 +8,8 @@ from nbdev.processors import Processor, add_links
 
 HIDDEN = {"hide", "default_exp"}
 PLUMBING = {"export", "exporti"}
+EQUATION = re.compile(r"\$\$((?:(?!\$\$).)*?)\\tag\{(\w+)\}((?:(?!\$\$).)*?)\$\$", re.DOTALL)
+RULE = re.compile(r"\|[-:| ]*-[-:| ]*\|")
 
 
 class KeepIntroduction(Processor):
@@ -66,10 +68,73 @@ class PlainSignatures(Processor):
                     data[kind] = self._relative(re.sub(r"\b__main__\.", "", "".join(data[kind])))
 
     def _relative(self, text):
-        return re.sub(r"\]\(/([\w./-]+\.html)", rf"]({self.root}\1", text)
+        "Links from the page's own folder; a method has no heading of its own, so its link leads to its class"
+        text = re.sub(r"\]\(/([\w./-]+\.html)", rf"]({self.root}\1", text)
+        return re.sub(r"(\]\([\w./-]+\.html#\w+)\.\w+\)", r"\1)", text)
 
 
 def _notebooks():
     "The folder of the notebooks"
     from nbdev.config import get_config
     return get_config().nbs_path.resolve()
+
+
+class PlainDocstrings(Processor):
+    "Docstrings as they were written: nbdev puts them between asterisks, and Markdown takes those within as the end"
+    def cell(self, cell):
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "show_doc(" in cell.source and "text/markdown" in data:
+                data["text/markdown"] = _plain_docstring("".join(data["text/markdown"]))
+
+
+def _plain_docstring(text):
+    "What follows a signature, without emphasis on its first line and with nothing that Markdown would take as such"
+    signature, fence, words = text.rpartition("\n```")
+    first, blank, rest = words.strip().partition("\n\n")
+    if not fence or not (first.startswith("*") and first.endswith("*")):
+        return text
+    return f"{signature}{fence}\n\n{escaped(first[1:-1])}{blank}{rest}"
+
+
+def escaped(text: str) -> str:
+    "Text whose asterisks, underscores and angle brackets outside of code and formulas stand for themselves"
+    parts = re.split(r"(`[^`]*`|\$[^$]+\$)", text)
+    return "".join(part if k % 2 else re.sub(r"([*_<])", r"\\\1", part) for k, part in enumerate(parts))
+
+
+class NumberedEquations(Processor):
+    "Write an equation's number beside it: MathML, which needs no script, has none of its own"
+    def cell(self, cell):
+        if cell.cell_type == "markdown":
+            cell.source = EQUATION.sub(_numbered, cell.source)
+
+
+def _numbered(match):
+    "An equation and its number in a box, to which `#equation-6` leads"
+    before, number, after = match.groups()
+    box = f"::: {{#equation-{number} .numbered-equation}}"
+    return f"\n\n{box}\n$${before.rstrip()}{after}$$\n\n[({number})]{{.equation-number}}\n:::\n\n"
+
+
+class NamedColumns(Processor):
+    "Give an empty column title a name that screen readers find"
+    def cell(self, cell):
+        if cell.cell_type == "markdown":
+            cell.source = _with_names(cell.source)
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "text/markdown" in data:
+                data["text/markdown"] = _with_names("".join(data["text/markdown"]))
+
+
+def _with_names(text):
+    "Markdown in which no column of a table is without a title"
+    lines = text.split("\n")
+    for i, rule in enumerate(lines[1:]):
+        if RULE.fullmatch(rule.strip()) and lines[i].lstrip().startswith("|"):
+            titles = lines[i].strip().strip("|").split("|")
+            named = [title if title.strip() else f" [{'row' if k == 0 else 'column'}]{{.visually-hidden}} "
+                     for k, title in enumerate(titles)]
+            lines[i] = f"|{'|'.join(named)}|"
+    return "\n".join(lines)

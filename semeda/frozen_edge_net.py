@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['checked_masks', 'find_edge_net', 'FrozenEdgeNet', 'saved_settings']
 
-# %% ../nbs/26_frozen_edge_net.ipynb #595c4391
+# %% ../nbs/26_frozen_edge_net.ipynb #04ef43bb
 import json
 import os
 import warnings
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .core import InputError
-from .edge_net import SHIPPED, EdgeNet, cached_edge_net, edge_f1, load_edge_net, save_edge_net, shipped_edge_net
-from .edge_net import train_edge_net
+from .edge_net import EdgeNet, edge_f1, train_edge_net
+from .edge_net_files import SHIPPED, cached_edge_net, load_edge_net, save_edge_net, shipped_edge_net
 from .loss_inputs import CheckedLoss, check_labels
 
 # %% ../nbs/26_frozen_edge_net.ipynb #6bfcf8f3

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'TrainedNetwork', 'describe', 'save_network', 'load_network']
 
-# %% ../nbs/45_trained.ipynb #eff47c71
+# %% ../nbs/45_trained.ipynb #9205053b
 import importlib
 import json
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from torch import nn
 
 from .checkpoints import read_checkpoint, tensors_of
 from .core import InputError, one_line, read_json, replacing, some, weights_hash
+from .crops import CAFFE_MEAN, IMAGENET_MEAN, IMAGENET_STD
 from .data import CAMVID_CLASSES, CAMVID_PALETTE, SCENE_CLASSES, SCENE_PALETTE, VOC_CLASSES, voc_palette
 from .networks import build_network
 
@@ -43,13 +44,13 @@ class TrainedNetwork:
         "How images are scaled: \"torchvision\" or \"caffe\""
         return self.settings.get("style") or "torchvision"
 
-# %% ../nbs/45_trained.ipynb #770259b9
+# %% ../nbs/45_trained.ipynb #d2248908
 _BUILT_WITH = ("backbone", "output_stride", "layers", "batch_norm", "style")
 
-def _settings_of(config):
+def _settings_of(config, tensors):
     "The parameters of a run that its network was built with"
-    settings = {name: config.get(name) for name in _BUILT_WITH if config.get(name) is not None}
-    return settings | dict(edge_head=config.get("loss") == "ubernet")
+    settings = {name: config[name] for name in _BUILT_WITH if config.get(name) is not None}
+    return settings | dict(edge_head=any(key.startswith("edge_head.") for key in tensors))
 
 def _size_of(text):
     "Width and height of a run's `image_size`, or None"
@@ -115,12 +116,12 @@ def _import(module):
     except Exception as e: # the user's code may raise anything
         raise InputError(f"plugin {module!r} cannot be imported: {type(e).__name__}: {one_line(e)}") from None
 
-# %% ../nbs/45_trained.ipynb #c3b98760
-def _from_run(folder, plugins):
-    "The network of a run folder"
-    path = folder/"checkpoint.pt"
+# %% ../nbs/45_trained.ipynb #79a31945
+def _from_run(path, plugins):
+    "The network of a run's checkpoint"
+    folder = path.parent
     if not path.is_file():
-        raise InputError(f"run folder {folder} has no checkpoint.pt; expected a run that has trained")
+        raise InputError(f"run folder {folder} has no {path.name}; expected a run that has trained")
     saved = read_checkpoint(path)
     tensors = tensors_of(saved, f"checkpoint {path}")
     config = saved.get("config") or read_json(folder/"config.json").get("config")
@@ -129,21 +130,25 @@ def _from_run(folder, plugins):
     names, palette = saved.get("class_names"), saved.get("palette")
     if not names or not palette:
         names, palette = _names_and_colours(config.get("dataset"), _count_classes(tensors))
-    network, settings = config.get("network", "deeplab_v2"), _settings_of(config)
+    network, settings = config.get("network", "deeplab_v2"), _settings_of(config, tensors)
     _check_code(network, plugins, f"run {folder}")
     net = _fill(build_network(network, len(names), **settings), tensors, f"checkpoint {path}")
-    _check_hash(net, folder)
+    if path.name == "checkpoint.pt":
+        _check_hash(net, folder)
     return TrainedNetwork(net, list(names), [tuple(c) for c in palette], network, settings,
-                          _size_of(config.get("image_size")), config.get("crop") or 321, str(folder))
+                          _size_of(config.get("image_size")), config.get("crop") or 321, str(path))
 
-# %% ../nbs/45_trained.ipynb #9427ff32
+# %% ../nbs/45_trained.ipynb #a8c88ae4
 FORMAT = "semeda network 1"
 
 def describe(
     network: TrainedNetwork, # What to describe
 ) -> dict: # Of plain values
     "All that belongs to a network but its weights"
-    return dict(format=FORMAT, classes=network.class_names, palette=network.palette, style=network.style,
+    caffe = network.style == "caffe"
+    pixels = dict(channels="BGR" if caffe else "RGB", mean=CAFFE_MEAN if caffe else [255 * m for m in IMAGENET_MEAN],
+                  std=[1, 1, 1] if caffe else [255 * s for s in IMAGENET_STD])
+    return dict(format=FORMAT, classes=network.class_names, palette=network.palette, style=network.style, **pixels,
                 image_size=network.image_size, crop=network.crop, network=network.network, settings=network.settings)
 
 def save_network(
@@ -180,9 +185,9 @@ def _from_file(path, plugins):
     _fill(net, {prefix + key: value for key, value in tensors.items()}, f"network {path}")
     return TrainedNetwork(net, names, palette, network, settings, tuple(size) if size else None, crop, str(path))
 
-# %% ../nbs/45_trained.ipynb #25acb43c
+# %% ../nbs/45_trained.ipynb #d425651e
 def load_network(
-    path: str | Path, # A run folder, or a `.safetensors` file of `save_network`
+    path: str | Path, # A run folder, one of its checkpoints, or a `.safetensors` file of `save_network`
     device: str | torch.device = "cpu", # Where the weights go
     plugins: Iterable[str] = (), # Modules of yours that the network is built by, imported first
 ) -> TrainedNetwork:
@@ -190,11 +195,11 @@ def load_network(
     path, plugins = Path(path).expanduser(), tuple(plugins)
     for module in plugins:
         _import(module)
-    if path.is_file():
-        network = _from_file(path, plugins)
-    elif path.is_dir():
-        network = _from_run(path, plugins)
-    else:
+    if not path.exists():
         raise InputError(f"run {path} does not exist; expected a run folder or a .safetensors file")
+    if path.suffix == ".safetensors":
+        network = _from_file(path, plugins)
+    else:
+        network = _from_run(path/"checkpoint.pt" if path.is_dir() else path, plugins)
     network.net.to(device)
     return network

@@ -1,16 +1,23 @@
 """The pages of the documentation site as nbdev prepares them for Quarto, and what is wrong with them."""
 import ast
 import functools
+import json
 import os
 import re
 import warnings
+from html import unescape
 from pathlib import Path
 
+import mistune
+import nbdev.config
 import yaml
 from fastcore.nbio import read_nb
 from nbdev.config import nbpath2html
 from nbdev.processors import FilterDefaults
 
+from tests.refresh import fingerprint
+
+nbdev.config._load_toml = functools.lru_cache(nbdev.config._load_toml) # else the settings are read for every cell
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs"
 PROGRESS = re.compile(r"\d%\|| ?it/s\b|\bs/it\b|\r(?!\n)")
@@ -137,9 +144,94 @@ def bad_outputs(path: Path) -> list[str]:
     return found
 
 
-def faults(path: Path) -> list[str]:
+def texts(path: Path) -> list[str]:
+    "The Markdown of a processed page: its prose, and what its cells show"
+    found = []
+    for cell in processed(path)[0].cells:
+        if cell.cell_type == "markdown":
+            found.append(cell.source)
+        for output in cell.get("outputs", []):
+            if "text/markdown" in output.get("data", {}):
+                found.append("".join(output["data"]["text/markdown"]))
+    return [re.sub(r"^(```+).*?^\1", "", text, flags=re.MULTILINE | re.DOTALL) for text in found]
+
+
+def identifier(heading: str) -> str:
+    "The anchor that pandoc gives a heading"
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)|[*`\\]", r"\1", heading)
+    kept = re.sub(r"[^\w\s.-]", "", plain).strip().lower()
+    return re.sub(r"^[^a-z]+", "", re.sub(r"\s+", "-", kept)) or "section"
+
+
+@functools.lru_cache(maxsize=None)
+def anchors(path: Path) -> set[str]:
+    "All anchors of a processed page"
+    found = set()
+    for text in texts(path):
+        found |= set(re.findall(r"\{#([\w.-]+)", text))
+        found |= {identifier(heading) for heading in re.findall(r"^#+ +(.*?) *(?:\{[^}]*\})?$", text, re.MULTILINE)}
+    return found
+
+
+def _leads(path: Path, target: str, known: dict[Path, Path]) -> bool:
+    "Whether a link within the site leads to a page, an anchor or a file; `known` maps a page's address to its notebook"
+    file, _, anchor = target.partition("#")
+    place = (path.parent / file).resolve() if file else path.resolve()
+    notebook = place if place in known.values() else known.get(place)
+    if notebook is None:
+        return not anchor and place.suffix not in (".html", ".ipynb") and place.exists()
+    return not anchor or anchor in anchors(notebook)
+
+
+def dead_links(path: Path, site: list[Path]) -> list[str]:
+    "Links and anchors that lead nowhere"
+    known = {nbpath2html(page.resolve()): page.resolve() for page in [*site, path]}
+    targets = {target for text in texts(path) for target in LINK.findall(text)}
+    inner = [target for target in targets if not re.match(r"https?:|mailto:", target)]
+    return [f"a dead link: {target}" for target in sorted(inner) if not _leads(path, target, known)]
+
+
+def pictures_without_words(path: Path) -> list[str]:
+    "Pictures in the prose without an alternative text"
+    text = "\n".join(texts(path))
+    bare = re.findall(r"!\[\s*\]\([^)]*\)(?!\{[^}]*fig-alt)", text)
+    bare += [tag for tag in re.findall(r"<img[^>]*>", text) if "alt=" not in tag]
+    return [f"a picture without an alternative text: {picture}" for picture in bare]
+
+
+def eaten_docstrings(path: Path) -> list[str]:
+    "Docstrings that do not read on the page as they were written"
+    found = []
+    for cell in processed(path)[0].cells:
+        for output in cell.get("outputs", []) if "show_doc(" in cell.source else []:
+            data = output.get("data", {})
+            written = "".join(data.get("text/plain", "")).removesuffix('"""').rpartition('"""')[2]
+            shown = "".join(data.get("text/markdown", "")).rpartition("\n```")[2]
+            html = mistune.html(shown)
+            read = unescape(re.sub(r"<(?:/?(?:p|em|strong|code|a|ul|li|ol|pre|h\d)\b[^>]*)>", "", html))
+            if "$" not in written and _letters(read) != _letters(written):
+                found.append(f"a docstring is not shown as it was written: {written[:60]}")
+    return found
+
+
+def _letters(text: str) -> str:
+    "A text without spaces, backticks and list marks"
+    return re.sub(r"[\s`\\]|^[-\d.]+ ", "", text, flags=re.MULTILINE)
+
+
+def stale(path: Path) -> list[str]:
+    "Outputs that were not made by the code above them"
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    recorded = notebook["metadata"].get("semeda", {}).get("executed")
+    if recorded in (None, fingerprint(notebook)):
+        return []
+    return [f"code or outputs have changed since the page was executed: python -m tests.refresh {path.name}"]
+
+
+def faults(path: Path, site: list[Path] | tuple = ()) -> list[str]:
     "All that is wrong with one page"
-    found = raised(path)
+    found = raised(path) + bad_outputs(path) + stale(path)
     if any(fault.startswith("nbdev cannot") for fault in found):
-        return found + bad_outputs(path)
-    return found + lost_words(path) + bad_outputs(path)
+        return found
+    found += lost_words(path) + pictures_without_words(path) + eaten_docstrings(path)
+    return found + dead_links(path, list(site))

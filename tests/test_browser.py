@@ -16,9 +16,18 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.browser
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TOKEN = "semeda"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 # JupyterLab renders an error's traceback as stderr
-ERRORS = """() => [...document.querySelectorAll("[data-mime-type='application/vnd.jupyter.stderr'], .jupyter-widgets-error-widget")]
+STDERR = "[data-mime-type='application/vnd.jupyter.stderr'], .jupyter-widgets-error-widget"
+ERRORS = f"""() => [...document.querySelectorAll("{STDERR}")]
     .map(e => e.textContent).filter(text => /error/i.test(text))"""
 PROMPTS = "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')].map(p => p.textContent)"
 STARTED = f"() => {PROMPTS}.some(text => /\\[[*\\d]/.test(text))"
@@ -30,7 +39,9 @@ SLIDERS = ".jp-OutputArea-output .widget-vbox .widget-hslider"
 @pytest.fixture(scope="module")
 def chromium():
     "A headless Chromium, or skip"
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="Playwright is not installed: pip install playwright"
+    )
     if CHROMIUM is None:
         pytest.skip("no chromium on the PATH: apt-get install chromium")
     with playwright.sync_playwright() as p:
@@ -49,17 +60,36 @@ def lab(chromium, tmp_path_factory):
     (project / "nbs").mkdir()
     for name in ("settings.ini", "nbs/09_widgets.ipynb", "nbs/06_trainer.ipynb"):
         shutil.copy(ROOT / name, project / name)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYDEVD_DISABLE_FILE_VALIDATION": "1", "JUPYTER_CONFIG_DIR": str(home), "JUPYTER_DATA_DIR": str(home / "data"), "JUPYTER_RUNTIME_DIR": str(home / "runtime")}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "JUPYTER_CONFIG_DIR": str(home),
+        "JUPYTER_DATA_DIR": str(home / "data"),
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+    }
     env.pop("SEMEDA_STATIC", None)
     env["JUPYTERLAB_SETTINGS_DIR"] = str(home / "settings")
-    for plugin, settings in {"notebook-extension/tracker": dict(windowingMode="none", autoStartDefaultKernel=True), "apputils-extension/notification": dict(fetchNews="false", checkForUpdates=False)}.items():
+    for plugin, settings in {
+        "notebook-extension/tracker": dict(windowingMode="none", autoStartDefaultKernel=True),
+        "apputils-extension/notification": dict(fetchNews="false", checkForUpdates=False),
+    }.items():
         path = home / "settings" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(settings))
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={project}"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        f"--port={port}",
+        f"--IdentityProvider.token={TOKEN}",
+        f"--ServerApp.root_dir={project}",
+    ]
     with open(home / "log", "w") as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
@@ -86,14 +116,17 @@ def page(chromium, lab):
     page = chromium.new_page(viewport=dict(width=1300, height=1000))
     page.problems = []
     page.on("pageerror", lambda e: page.problems.append(str(e)))
-    # On a slow machine JupyterLab's widget manager misses a kernel that starts while the page loads. So a first visit starts it, and later ones find it idle.
+    # On a slow machine JupyterLab's widget manager misses a kernel that starts while the page loads.
+    # So a first visit starts it, and later ones find it idle.
     visit(page, lab)
     wait_for_kernel(lab)
     for _ in range(3):
         visit(page, lab)
         run_all(page)
         try:
-            page.wait_for_function(f"() => document.querySelectorAll('{SLIDERS}').length >= 3", timeout=20_000, polling=200)
+            page.wait_for_function(
+                f"() => document.querySelectorAll('{SLIDERS}').length >= 3", timeout=20_000, polling=200
+            )
             break
         except sys.modules["playwright.sync_api"].TimeoutError:
             if page.evaluate(ERRORS): break

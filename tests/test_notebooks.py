@@ -45,7 +45,9 @@ def test_form(path):
     assert path.stat().st_size < 900_000
 
 
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.name != "index.ipynb"], ids=[n for n in NAMES if "index" not in n])
+@pytest.mark.parametrize(
+    "path", [p for p in NOTEBOOKS if p.name != "index.ipynb"], ids=[n for n in NAMES if "index" not in n]
+)
 def test_outputs_are_kept(path):
     code = [c for c in cells(path) if c["cell_type"] == "code"]
     outputs = [o for c in code for o in c["outputs"]]
@@ -57,7 +59,13 @@ def test_outputs_are_kept(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_no_table_is_empty(path):
     texts = ["".join(cell["source"]) for cell in cells(path) if cell["cell_type"] == "markdown"]
-    texts += ["".join(o["data"]["text/markdown"]) for cell in cells(path) if cell["cell_type"] == "code" for o in cell["outputs"] if "text/markdown" in o.get("data", {})]
+    texts += [
+        "".join(o["data"]["text/markdown"])
+        for cell in cells(path)
+        if cell["cell_type"] == "code"
+        for o in cell["outputs"]
+        if "text/markdown" in o.get("data", {})
+    ]
     for text in texts:
         lines = [*text.splitlines(), ""]
         for line, below in zip(lines, lines[1:]):
@@ -95,12 +103,20 @@ def test_site_lists_every_notebook():
 
 def test_export_leaves_no_difference(tmp_path):
     copy = tmp_path / "project"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", "runs", ".git", "__pycache__", ".pytest_cache", ".hypothesis"))
+    shutil.copytree(
+        ROOT,
+        copy,
+        ignore=shutil.ignore_patterns(".venv", "runs", ".git", "__pycache__", ".pytest_cache", ".hypothesis"),
+    )
     done = run(BIN / "nbdev-export", cwd=copy, env={"PYTHONPATH": str(copy)})
     assert done.returncode == 0, done.stderr
     names = [p.name for p in (ROOT / "semeda").iterdir() if p.is_file()]
     match, differ, missing = filecmp.cmpfiles(ROOT / "semeda", copy / "semeda", names, shallow=False)
-    assert not differ and not missing and sorted(p.name for p in (copy / "semeda").iterdir() if p.is_file()) == sorted(names)
+    assert (
+        not differ
+        and not missing
+        and sorted(p.name for p in (copy / "semeda").iterdir() if p.is_file()) == sorted(names)
+    )
 
 
 def test_clean_leaves_no_difference_and_keeps_the_tag(tmp_path):
@@ -110,7 +126,9 @@ def test_clean_leaves_no_difference_and_keeps_the_tag(tmp_path):
     done = run(BIN / "nbdev-clean", "--fname", copy, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for path in NOTEBOOKS:
-        assert cells(copy / path.relative_to(ROOT / "nbs")) == cells(path), f"run: nbdev-clean --fname {path.relative_to(ROOT)}"
+        assert cells(copy / path.relative_to(ROOT / "nbs")) == cells(path), (
+            f"run: nbdev-clean --fname {path.relative_to(ROOT)}"
+        )
     assert tagged(copy / "train.ipynb").startswith("# Parameters")
 
 
@@ -152,16 +170,40 @@ def test_papermill_from_any_folder_without_an_output_path(tmp_path):
     assert not any(o["output_type"] == "error" for c in printed["cells"] for o in c.get("outputs", []))
     folder = tmp_path / "runs" / "scenes-semeda-s0"
     assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} == {
-        "config.json", "metrics.json", "history.csv", "checkpoint.pt", *(f"figures/{n}.{e}" for n in ("crops", "history", "overlays", "trimap") for e in ("png", "json"))}
-    again = papermill(ROOT / "nbs" / "train.ipynb", tmp_path / "out.ipynb", "-p", "row", "table1_01", "-p", "name", "scenes-ppce-s0", *QUICK, cwd=tmp_path)
+        "config.json",
+        "metrics.json",
+        "history.csv",
+        "checkpoint.pt",
+        *(f"figures/{n}.{e}" for n in ("crops", "history", "overlays", "trimap") for e in ("png", "json")),
+    }
+    again = papermill(
+        ROOT / "nbs" / "train.ipynb",
+        tmp_path / "out.ipynb",
+        "-p",
+        "row",
+        "table1_01",
+        "-p",
+        "name",
+        "scenes-ppce-s0",
+        *QUICK,
+        cwd=tmp_path,
+    )
     assert again.returncode == 0, again.stderr[-2000:]
     config = json.loads((tmp_path / "runs" / "scenes-ppce-s0" / "config.json").read_text())["config"]
-    assert (config["loss"], config["lambdas"]) == ("ppce", [1., 0., 0.]) # the row decides about what the notebook's own defaults set
+    assert (config["loss"], config["lambdas"]) == (
+        "ppce",
+        [1.0, 0.0, 0.0],
+    )  # the row decides about what the notebook's own defaults set
     both = f"{tmp_path}/runs/scenes-ppce-s0,{tmp_path}/runs/scenes-semeda-s0"
-    compared = papermill(ROOT / "nbs" / "compare.ipynb", tmp_path / "compared.ipynb", "-p", "run_folders", both, cwd=tmp_path)
+    compared = papermill(
+        ROOT / "nbs" / "compare.ipynb", tmp_path / "compared.ipynb", "-p", "run_folders", both, cwd=tmp_path
+    )
     assert compared.returncode == 0, compared.stderr[-2000:]
     table = (tmp_path / "runs" / "comparison.md").read_text()
-    miou = [100 * json.loads((tmp_path / "runs" / f"scenes-{loss}-s0" / "metrics.json").read_text())["miou"] for loss in ("ppce", "semeda")]
+    miou = [
+        100 * json.loads((tmp_path / "runs" / f"scenes-{loss}-s0" / "metrics.json").read_text())["miou"]
+        for loss in ("ppce", "semeda")
+    ]
     assert [f"{m:.1f}" in table for m in miou] == [True, True] and "difference" in table
     assert (tmp_path / "runs" / "overlays.png").stat().st_size > 10_000
 

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from tests import pages as site
+from tests.refresh import record
 
 PAGES = site.pages()
 IDS = [str(path.relative_to(site.NOTEBOOKS)) for path in PAGES]
@@ -12,7 +13,7 @@ TITLE = "# A page\n\n> What it is about.\n\nThe introduction stands here."
 
 @pytest.mark.parametrize("path", PAGES, ids=IDS)
 def test_page(path):
-    assert site.faults(path) == []
+    assert site.faults(path, PAGES) == []
 
 
 def test_no_two_pages_have_one_name():
@@ -21,6 +22,10 @@ def test_no_two_pages_have_one_name():
 
 def stream(text, name="stdout"):
     return [dict(output_type="stream", name=name, text=[text])]
+
+
+def markdown(text):
+    return [dict(output_type="display_data", data={"text/markdown": [text]}, metadata={})]
 
 
 def picture():
@@ -46,7 +51,14 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").write_text((site.ROOT / "pyproject.toml").read_text())
     (tmp_path / "nbs").mkdir()
     monkeypatch.chdir(tmp_path)
+    forget()
     return tmp_path
+
+
+def forget():
+    "Read settings and pages again"
+    site.processed.cache_clear()
+    site.nbdev.config._load_toml.cache_clear()
 
 
 HALF = "#| export\ndef half(x: float) -> float:\n    'Half of x'\n    return x / 2"
@@ -78,6 +90,11 @@ def test_a_good_page_has_no_fault_and_shows_its_code(project):
     ([*GOOD, ("work()", stream("\x1b[31mred\x1b[0m"))], "a terminal escape in the output of: work()"),
     ([*GOOD, ("work()", [dict(output_type="error", ename="E", evalue="", traceback=[])])], "an error in the output"),
     ([*GOOD, ("fig = draw()", picture())], "a picture without `#| fig-alt:`"),
+    ([*GOOD, ("table()", markdown("[there](nowhere.ipynb)"))], "a dead link: nowhere.ipynb"),
+    ([*GOOD, ("table()", markdown("[there](#no-heading)"))], "a dead link: #no-heading"),
+    ([*GOOD, ("table()", markdown("[there](20_page.ipynb#no-heading)"))], "a dead link: 20_page.ipynb#no-heading"),
+    ([*GOOD, ("table()", markdown("![](picture.png)"))], "a picture without an alternative text"),
+    ([*GOOD, ("table()", markdown("<img src='picture.png'>"))], "a picture without an alternative text"),
 ])
 def test_a_fault_is_found(project, cells, words):
     found = site.faults(write_page(project, *cells))
@@ -93,8 +110,9 @@ def test_a_cell_that_shows_nothing_needs_no_output(project, source):
 
 
 def test_an_introduction_that_is_lost_is_found(project, monkeypatch):
-    settings = (project / "pyproject.toml").read_text().replace('"semeda._site:KeepIntroduction", ', "")
+    settings = (project / "pyproject.toml").read_text().replace('"semeda._site:KeepIntroduction",', "")
     (project / "pyproject.toml").write_text(settings)
+    forget()
     [fault] = site.faults(write_page(project, *GOOD))
     assert fault.startswith("the introduction is not on the page: introduction stands here")
 
@@ -102,3 +120,41 @@ def test_an_introduction_that_is_lost_is_found(project, monkeypatch):
 def test_two_pages_of_one_name_are_found(project):
     [fault] = site.collisions([project / "nbs" / "08_evaluate.ipynb", project / "nbs" / "evaluate.ipynb"])
     assert fault == "08_evaluate.ipynb and evaluate.ipynb are one page"
+
+
+EATEN = "#| export\ndef edges(x):\n    'The edge map E* of a mask, as in a*b*c and <one>'\n    return x"
+
+
+def test_a_docstring_that_markdown_would_eat_is_mended_or_found(project):
+    assert site.faults(write_page(project, *GOOD, (EATEN, []))) == []
+    settings = (project / "pyproject.toml").read_text().replace('"semeda._site:PlainDocstrings",', "")
+    (project / "pyproject.toml").write_text(settings)
+    forget()
+    [fault] = site.faults(write_page(project, *GOOD, (EATEN, [])))
+    assert fault.startswith("a docstring is not shown as it was written: The edge map E* of a mask")
+
+
+def test_stale_outputs_are_found(project):
+    path = write_page(project, *GOOD)
+    record(path)
+    assert site.faults(path) == []
+    for before, after in (("half(3)", "half(4)"), ("1.5", "2.5")):
+        record(path)
+        path.write_text(path.read_text().replace(before, after))
+        forget()
+        [fault] = site.faults(path)
+        assert fault.startswith("code or outputs have changed since the page was executed")
+
+
+def test_links_to_pages_anchors_and_files_are_followed(project):
+    (project / "nbs" / "file.svg").write_text("<svg/>")
+    links = "## A heading: `x`, *y*\n\n[a](20_page.ipynb) [b](page.html#half) [c](#a-heading-x-y) [d](file.svg)"
+    assert site.faults(write_page(project, *GOOD, ("table()", markdown(links)))) == []
+
+
+def test_numbers_stand_beside_equations_and_columns_have_names(project):
+    table = "| | n |\n|---|---:|\n| a | 1 |"
+    path = write_page(project, *GOOD, ("table()", markdown(table)), title=f"{TITLE}\n\n$$a = b. \\tag{{6}}$$")
+    text = "\n".join(site.texts(path))
+    assert "{#equation-6 .numbered-equation}" in text and "[(6)]{.equation-number}" in text and "tag" not in text
+    assert "| [row]{.visually-hidden} | n |" in text

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from semeda import export, predict
 from semeda.core import InputError, weights_hash
 from semeda.data import CAMVID_CLASSES, CAMVID_PALETTE, draw_scene
-from semeda.networks import build_network
+from semeda.networks import ExternalNetwork, build_network
 from semeda.predict import load_network, main, predict_image
 from semeda.segment import as_photo, predict_images, predict_tiles, tile_starts
 from semeda.trained import TrainedNetwork, save_network
@@ -63,7 +63,12 @@ def lines_of(text):
 
 def test_a_run_opens_without_its_dataset(network, run):
     assert network.class_names == CAMVID_CLASSES and network.palette == CAMVID_PALETTE
-    assert (network.image_size, network.crop, network.style, network.source) == ((48, 36), 40, "torchvision", str(run))
+    assert (network.image_size, network.crop, network.style, network.source) == (
+        (48, 36),
+        40,
+        "torchvision",
+        str(run / "checkpoint.pt"),
+    )
     assert not network.net.training and not any(p.requires_grad for p in network.net.parameters())
 
 
@@ -122,7 +127,9 @@ def test_runs_that_cannot_be_opened(tmp_path, run, damage, words):
 
 
 def test_a_network_of_ones_own_needs_its_module_named(tmp_path, monkeypatch):
-    (tmp_path / "own_net.py").write_text("from torch import nn\ndef make(num_classes): return nn.Conv2d(3, num_classes, 1)\n")
+    (tmp_path / "own_net.py").write_text(
+        "from torch import nn\ndef make(num_classes): return nn.Conv2d(3, num_classes, 1)\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     net = build_network("own_net:make", 11)
     folder = write_run(tmp_path / "run", CONFIG | dict(network="own_net:make"), net)
@@ -170,14 +177,20 @@ def test_photos_in_all_their_forms(network):
     assert torch.equal(as_photo(array[..., 0]), tensor[:1].expand(3, -1, -1))
 
 
-@pytest.mark.parametrize("image, words", [
-    (np.zeros((4, 5, 3), np.uint16), "image is uint16; expected uint8"),
-    (torch.zeros(3, 4, 5), "image is float32; expected uint8"),
-    (torch.zeros(1, 3, 4, 5, dtype=torch.uint8), r"image is a Tensor of shape \(1, 3, 4, 5\); expected a tensor of shape"),
-    (np.zeros((4, 5, 4), np.uint8), r"image is a ndarray of shape \(4, 5, 4\); expected an array of shape"),
-    (torch.zeros(3, 0, 5, dtype=torch.uint8), "expected a tensor of shape"),
-    (7, "image is a int; expected a tensor"),
-])
+@pytest.mark.parametrize(
+    "image, words",
+    [
+        (np.zeros((4, 5, 3), np.uint16), "image is uint16; expected uint8"),
+        (torch.zeros(3, 4, 5), "image is float32; expected uint8"),
+        (
+            torch.zeros(1, 3, 4, 5, dtype=torch.uint8),
+            r"image is a Tensor of shape \(1, 3, 4, 5\); expected a tensor of shape",
+        ),
+        (np.zeros((4, 5, 4), np.uint8), r"image is a ndarray of shape \(4, 5, 4\); expected an array of shape"),
+        (torch.zeros(3, 0, 5, dtype=torch.uint8), "expected a tensor of shape"),
+        (7, "image is a int; expected a tensor"),
+    ],
+)
 def test_photos_that_are_refused(network, image, words):
     with pytest.raises(InputError, match=words):
         predict_image(network.net, image)
@@ -303,7 +316,22 @@ def test_bad_arguments(run, photos, tmp_path, capsys, args, words):
     assert (snapshot(tmp_path), snapshot(photos)) == before
 
 
-@pytest.mark.parametrize("kind", ["torchscript", "pt2", "onnx", "safetensors"])
+@pytest.mark.parametrize("multiple", [1, 32])
+def test_export_of_pt2(tmp_path, multiple):
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride=2, padding=1), torch.nn.Conv2d(8, 4, 1))
+    net = ExternalNetwork(plain, "small", 4, multiple=multiple, style="caffe").eval()
+    network = TrainedNetwork(net, list("abcd"), [(0, 0, 0)] * 4, "mine:small", dict(style="caffe"))
+    assert export.export_network(network, tmp_path / "net.pt2", "pt2") == dict(difference=0, agree=1)
+    photo = as_photo(scene(5, 96, 64))
+    about = {"semeda.json": ""}
+    alone = torch.export.load(tmp_path / "net.pt2", extra_files=about).module()
+    found = alone(photo[None].float()).argmax(dim=1)[0]
+    assert (found == predict_image(net, photo, "caffe")).float().mean() > .999
+    assert json.loads(about["semeda.json"])["channels"] == "BGR"
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "onnx", "safetensors"])
 def test_export(run, network, tmp_path, capsys, kind):
     if kind == "onnx":
         pytest.importorskip("onnxruntime", reason="needs pip install 'semeda[export]'")
@@ -321,12 +349,13 @@ def test_export(run, network, tmp_path, capsys, kind):
     assert (found == expected).float().mean() > .999
 
 
-def test_an_export_that_differs_is_refused(network, tmp_path, monkeypatch):
+def test_an_export_that_differs_is_refused(tmp_path, monkeypatch):
     def half(net, example, about, path, multiple):
         net.std.mul_(2)
         torch.jit.trace(net, example).save(str(path))
         net.std.div_(2)
     monkeypatch.setitem(export._WRITE, "torchscript", half)
+    network = TrainedNetwork(torch.nn.Conv2d(3, 2, 1), ["a", "b"], [(0, 0, 0)] * 2)
     (tmp_path / "net.pt").write_text("old")
     with pytest.raises(InputError, match="export torchscript of .* differs from the network by .* expected less than"):
         export.export_network(network, tmp_path / "net.pt", "torchscript")

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from semeda.core import InputError
 from semeda.data import scenes
 from semeda.edge_net import embeddings, one_hot, shipped_edge_net, synthetic_masks
-from semeda.edges import InputError, trimap
+from semeda.edges import trimap
 from semeda.metrics import TrimapIoU, confusion, mean_iou
 from semeda.plots import WRONG_COLOUR, disagreement
 from semeda.widgets import encode_png, predict_runs, run_comparer, run_paths, texture_explorer, trimap_explorer

@@ -1,0 +1,415 @@
+"Other people's losses against brute force, and all registered losses at their limits."
+import math
+import pickle
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from semeda.boundary_losses import (
+    EIGHT,
+    SignedDistanceLoss,
+    active_boundary,
+    boundary_dou,
+    boundary_f1,
+    boundary_iou_loss,
+    euclidean_distance,
+    signed_distance,
+)
+from semeda.boundary_losses import _distance_by_rows as distance_in_torch
+from semeda.core import InputError
+from semeda.edge_net import EdgeNet
+from semeda.loss_registry import LOSSES, advance_loss, build_loss
+from semeda.losses import PPCELoss, SemedaLoss, ppce
+from semeda.rivals import PEERS, EdgeWeightedLoss, PeerLoss, lovasz, region_mutual_information
+
+NO_SMP = "segmentation-models-pytorch is not installed: pip install 'semeda[peers]'"
+NAMES = [name for name in LOSSES if name not in ("ubernet", "ppce_edges")]
+
+
+def make_batch(shape=(2, 4, 9, 7), void=.2, seed=1):
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(shape[1], (shape[0], (shape[2] + 1) // 2, (shape[3] + 1) // 2), generator=g)
+    labels = labels.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, :shape[2], :shape[3]].contiguous()
+    labels[torch.rand(labels.shape, generator=g) < void] = 255
+    return torch.randn(shape, generator=g), labels
+
+
+@pytest.fixture
+def batch():
+    return make_batch()
+
+
+def build(name, classes=4, **settings):
+    if name.startswith("smp."):
+        pytest.importorskip("segmentation_models_pytorch", reason=NO_SMP)
+    torch.manual_seed(0)
+    return build_loss(name, edge_net=EdgeNet(classes), num_classes=classes, **settings)
+
+
+def arrays(logits, labels):
+    p = logits.softmax(1).double().numpy()
+    y = np.stack([(labels == c).numpy() for c in range(logits.shape[1])], axis=1).astype(float)
+    return p, y, (labels != 255).numpy()
+
+
+def window(values, known, i, j, radius, of, start):
+    "`of` the known values around a pixel"
+    found = start
+    for a in range(max(0, i - radius), min(known.shape[0], i + radius + 1)):
+        for b in range(max(0, j - radius), min(known.shape[1], j + radius + 1)):
+            if known[a, b]:
+                found = of(found, values[a, b])
+    return found
+
+
+def filtered(values, known, radius, of, start):
+    return np.array(
+        [
+            [window(values, known, i, j, radius, of, start) if known[i, j] else 0.0 for j in range(known.shape[1])]
+            for i in range(known.shape[0])
+        ]
+    )
+
+
+def by_loop_boundary_iou(logits, labels, d=1):
+    p, y, known = arrays(logits, labels)
+    ious = []
+    for side in (0, 1):
+        for c in range(p.shape[1]):
+            both = either = label = 0.
+            for n in range(len(p)):
+                bands = []
+                for m in (p[n, c], y[n, c]):
+                    m = np.where(known[n], 1 - m if side else m, 0)
+                    bands.append(np.where(known[n], m - filtered(m, known[n], d, min, 1.), 0))
+                both, either, label = (
+                    both + np.minimum(*bands).sum(),
+                    either + np.maximum(*bands).sum(),
+                    label + bands[1].sum(),
+                )
+            if label > 0:
+                ious.append(both / either)
+    return 1 - np.mean(ious)
+
+
+def by_loop_boundary_f1(logits, labels):
+    p, y, known = arrays(logits, labels)
+    losses = []
+    for n in range(len(p)):
+        for c in range(p.shape[1]):
+            found, true = (
+                np.where(known[n], filtered((1 - m) * known[n], known[n], 1, max, 0.0) - (1 - m), 0)
+                for m in (p[n, c], y[n, c])
+            )
+            if true.sum() == 0:
+                continue
+            everywhere = np.ones_like(known[n])
+            near_true, near_found = (filtered(m, everywhere, 2, max, 0.) for m in (true, found))
+            precision, recall = (found * near_true).sum() / found.sum(), (true * near_found).sum() / true.sum()
+            losses.append(1 - 2 * precision * recall / (precision + recall))
+    return np.mean(losses)
+
+
+def by_loop_boundary_dou(logits, labels):
+    p, y, known = arrays(logits, labels)
+    losses = []
+    for c in range(p.shape[1]):
+        size, boundary, both, of_p = y[:, c].sum(), 0, 0., 0.
+        for n, i, j in np.argwhere(known):
+            both, of_p = both + p[n, c, i, j] * y[n, c, i, j], of_p + p[n, c, i, j]**2
+            sides = [
+                (i + a, j + b)
+                for a, b in ((0, 1), (1, 0), (0, -1), (-1, 0))
+                if 0 <= i + a < known.shape[1] and 0 <= j + b < known.shape[2]
+            ]
+            boundary += y[n, c, i, j] and any(known[n, a, b] and not y[n, c, a, b] for a, b in sides)
+        if size:
+            alpha = min(.8, max(0, 1 - 2 * boundary / size))
+            losses.append((of_p + size - 2 * both) / (of_p + size - (1 + alpha) * both))
+    return np.mean(losses)
+
+
+def nearest(points, i, j):
+    return min((math.dist((i, j), q) for q in points), default=math.inf)
+
+
+def by_loop_signed_distance(logits, labels):
+    p, y, known = arrays(logits, labels)
+    total = 0.
+    for n in range(len(p)):
+        for c in range(p.shape[1]):
+            inside, outside = (np.argwhere(known[n] & (y[n, c] == v)).tolist() for v in (1, 0))
+            for i, j in np.argwhere(known[n]):
+                phi = 1 - nearest(outside, i, j) if y[n, c, i, j] else nearest(inside, i, j)
+                total += phi * p[n, c, i, j] if math.isfinite(phi) else 0
+    return total / known.sum() / p.shape[1]
+
+
+def by_loop_active_boundary(logits, labels, share=.2, theta=2., smoothing=.2):
+    p, y, known = arrays(logits, labels)
+    losses = []
+    for n in range(len(p)):
+        height, width = known[n].shape
+        inside = lambda i, j, n=n, h=height, w=width: 0 <= i < h and 0 <= j < w and known[n, i, j]
+        kl = lambda a, b, n=n: (p[n, :, a[0], a[1]] * np.log(p[n, :, a[0], a[1]] / p[n, :, b[0], b[1]])).sum()
+        edges = [
+            (i, j)
+            for i, j in np.argwhere(known[n])
+            if any(inside(i + a, j + b) and labels[n, i, j] != labels[n, i + a, j + b] for a, b in EIGHT)
+        ]
+        scores = {
+            (i, j): max([kl((i, j), q) for q in ((i, j + 1), (i + 1, j)) if inside(i, j) and inside(*q)], default=0.0)
+            for i in range(height)
+            for j in range(width)
+        }
+        limit = sorted(scores.values(), reverse=True)[int(share * height * width)]
+        for i, j in [q for q, score in scores.items() if score > limit and edges]:
+            around = [(i + a, j + b) for a, b in EIGHT if inside(i + a, j + b)]
+            near = [nearest(edges, *q) for q in around]
+            exps = np.exp([kl((i, j), q) for q in around])
+            target = np.full(len(around), smoothing / max(1, len(around) - 1))
+            target[int(np.argmin(near))] = 1 - smoothing
+            losses.append(min(nearest(edges, i, j), theta) / theta * -(target * np.log(exps / exps.sum())).sum())
+    return np.mean(losses)
+
+
+def by_loop_rmi(logits, labels):
+    p, y, known = arrays(logits, labels)
+    total = 0.
+    for n in range(len(p)):
+        for c in range(p.shape[1]):
+            pooled = [
+                np.array(
+                    [
+                        [(m * known[n])[3 * i : 3 * i + 3, 3 * j : 3 * j + 3].mean() for j in range(m.shape[1] // 3)]
+                        for i in range(m.shape[0] // 3)
+                    ]
+                )
+                for m in (p[n, c], y[n, c])
+            ]
+            vectors = [
+                np.array(
+                    [m[i : i + 3, j : j + 3].ravel() for i in range(m.shape[0] - 2) for j in range(m.shape[1] - 2)]
+                ).T
+                for m in pooled
+            ]
+            a, b = (v - v.mean(axis=1, keepdims=True) for v in vectors)
+            ridge = 1e-3 * np.eye(9)
+            m = b @ b.T - b @ a.T @ np.linalg.inv(a @ a.T + ridge) @ a @ b.T + ridge
+            total += np.log(np.linalg.det(m)) / 2 / 9 / len(p)
+    return total
+
+
+def by_loop_lovasz(logits, labels):
+    p, y, known = arrays(logits, labels)
+    losses = []
+    for c in range(p.shape[1]):
+        truth, found = y[:, c][known], p[:, c][known]
+        if truth.sum():
+            order = np.argsort(-abs(truth - found), kind="stable")
+            jaccard = [
+                1 - (truth.sum() - truth[order[: k + 1]].sum()) / (truth.sum() + (1 - truth[order[: k + 1]]).sum())
+                for k in range(len(order))
+            ]
+            losses.append((abs(truth - found)[order] * np.diff([0, *jaccard])).sum())
+    return np.mean(losses)
+
+
+def active(logits, labels):
+    return active_boundary(logits, labels, share=.2, theta=2.)
+
+
+DEFINED = [
+    (boundary_iou_loss, by_loop_boundary_iou),
+    (boundary_f1, by_loop_boundary_f1),
+    (boundary_dou, by_loop_boundary_dou),
+    (signed_distance, by_loop_signed_distance),
+    (active, by_loop_active_boundary),
+    (region_mutual_information, by_loop_rmi),
+    (lovasz, by_loop_lovasz),
+]
+
+
+@pytest.mark.parametrize("loss, by_loop", DEFINED, ids=[f.__name__ for f, _ in DEFINED])
+@pytest.mark.parametrize("shape", [(2, 4, 12, 11), (1, 2, 10, 13), (1, 30, 9, 9)])
+def test_equals_its_definition(loss, by_loop, shape):
+    logits, labels = make_batch(shape)
+    assert loss(2 * logits, labels).item() == pytest.approx(by_loop(2 * logits.double(), labels), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", [f for f, _ in DEFINED], ids=[f.__name__ for f, _ in DEFINED])
+def test_gradient(loss):
+    logits, labels = make_batch((1, 3, 9, 10))
+    if loss is active: # a finite difference sees the neighbours too
+        loss = partial(active_boundary, share=.2, theta=2., detach=False)
+    assert torch.autograd.gradcheck(
+        lambda z: loss(z, labels), (2 * logits.double()).requires_grad_(), eps=1e-7, atol=1e-4, fast_mode=True
+    )
+
+
+def test_gradient_of_active_boundary_leaves_neighbours_alone():
+    logits, labels = make_batch((1, 3, 8, 9))
+    logits = logits.double().requires_grad_()
+    active(logits, labels).backward()
+    moved = (logits.grad[0].abs().sum(0) > 0).sum()
+    assert 0 < moved <= int(.2 * 72)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_limits(name, batch):
+    logits, labels = batch
+    loss = build(name)
+    assert not list(loss.parameters()) and isinstance(repr(loss), str)
+    z = logits.clone().requires_grad_()
+    value = loss(z, labels)
+    value.backward()
+    assert (
+        value.isfinite()
+        and z.grad.isfinite().all()
+        and set(loss.terms) == set(dict.fromkeys(("ppce", *LOSSES[name].terms)))
+    )
+    if name not in ("signed_distance", "edge_weighted"):
+        assert torch.allclose(sum(loss.terms.values()), value, rtol=1e-5)
+    assert (z.grad * (labels == 255)[:, None]).abs().max() == 0 # void moves nothing
+    other = torch.where((labels == 255)[:, None], torch.full_like(logits, 7.), logits)
+    assert torch.allclose(loss(other, labels), value, rtol=1e-5) # and is not seen
+    again = pickle.loads(pickle.dumps(loss))
+    assert torch.equal(again(logits, labels), loss(logits, labels))
+    assert torch.allclose(loss(logits, labels.to(torch.uint8)), value, rtol=1e-6)
+    other_void = build(name, ignore_index=-1)(logits, labels.masked_fill(labels == 255, -1))
+    assert torch.allclose(other_void, value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_labelled_and_tiny_images(name, batch):
+    loss = build(name)
+    for shape in ((2, 4, 9, 7), (1, 4, 1, 1)):
+        z = make_batch(shape)[0].requires_grad_()
+        nothing = loss(z, torch.full((shape[0], *shape[2:]), 255))
+        nothing.backward()
+        assert nothing.item() == 0 and (z.grad is None or (z.grad == 0).all())
+    z = torch.randn(1, 4, 1, 1, requires_grad=True)
+    one = loss(z, torch.zeros(1, 1, 1, dtype=torch.long))
+    one.backward()
+    assert one.isfinite() and z.grad.isfinite().all()
+    flat = loss(batch[0], torch.ones_like(batch[1])) # a single class
+    assert flat.isfinite()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("classes", [2, 150])
+def test_few_and_many_classes(name, classes):
+    logits, labels = make_batch((2, classes, 12, 10))
+    z = logits.requires_grad_()
+    value = build(name, classes)(z, labels)
+    value.backward()
+    assert value.isfinite() and z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_and_extreme_logits(name, dtype, batch):
+    logits, labels = batch
+    loss = build(name)
+    exact = loss(logits.to(dtype).float(), labels)
+    assert torch.allclose(loss(logits.to(dtype), labels).float(), exact, rtol=1e-3, atol=1e-5)
+    z = (logits.sign() * 1e4).to(dtype).requires_grad_()
+    value = loss(z, labels)
+    value.backward()
+    assert value.isfinite() and z.grad.dtype == dtype and z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["lovasz", "boundary_iou", "active_boundary"])
+def test_compiled(name, batch):
+    loss = build(name)
+    compiled = torch.compile(loss, backend="eager")
+    assert torch.allclose(compiled(*batch), loss(*batch), rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(7, 9), (1, 5), (6, 1), (40, 33)])
+def test_distances(size):
+    g = torch.Generator().manual_seed(0)
+    mask = torch.rand(3, *size, generator=g) < .1
+    mask[0] = False
+    distance = euclidean_distance(mask)
+    assert torch.allclose(distance, distance_in_torch(mask), rtol=1e-6)
+    assert distance[0].isinf().all() and (distance[mask] == 0).all()
+    for n, i, j in [(n, i, j) for n in (1, 2) for i in (0, size[0] // 2) for j in (0, size[1] - 1)]:
+        assert distance[n, i, j].item() == pytest.approx(nearest(mask[n].nonzero().tolist(), i, j))
+
+
+def test_schedule(batch):
+    term, base = signed_distance(*batch), ppce(*batch)
+    loss = build("signed_distance+lovasz")
+    for fraction, alpha in ((0, .01), (.5, .5), (1, .99)):
+        advance_loss(loss, fraction)
+        assert torch.allclose(loss.base(*batch), (1 - alpha) * base + alpha * term)
+        assert loss.base.terms["signed_distance"] == pytest.approx((alpha * term).item(), rel=1e-5)
+    other = SignedDistanceLoss(2., schedule="increase")
+    other.advance(.25)
+    assert torch.allclose(other(*batch), base + .5 * term)
+    constant = SignedDistanceLoss(schedule="constant")
+    constant.advance(.25)
+    assert torch.allclose(constant(*batch), base + term) and "alpha" not in constant.state_dict()
+
+
+@pytest.mark.parametrize(
+    "expression, words",
+    [
+        ("boundary_f1(side=2)", "side is 2; choose from"),
+        ("boundary_iou(d=0)", "d is 0; expected at least 1"),
+        ("lovasz(weight=-1)", "weight is -1; expected at least 0"),
+        ("signed_distance(schedule='never')", "schedule is 'never'; choose from rebalance"),
+        ("rmi(weight='x')", "weight is 'x'; expected a number"),
+        ("active_boundary(theta=0)", "theta is 0; expected at least 1"),
+    ],
+)
+def test_wrong_settings(expression, words):
+    with pytest.raises(InputError) as e:
+        build(expression)
+    assert words in str(e.value)
+
+
+def test_lovasz_is_the_librarys(batch):
+    pytest.importorskip("segmentation_models_pytorch", reason=NO_SMP)
+    values, gradients = [], []
+    for name in ("lovasz", "smp.LovaszLoss"):
+        z = batch[0].clone().requires_grad_()
+        values.append(build(name)(z, batch[1]))
+        values[-1].backward()
+        gradients.append(z.grad)
+    assert torch.allclose(*values, rtol=1e-6) and torch.allclose(*gradients, atol=1e-7)
+
+
+def test_edge_weighted_is_a_weighted_mean(batch):
+    logits, labels = batch
+    total = weights = 0.
+    for n, i, j in (labels != 255).nonzero().tolist():
+        around = labels[n, max(i - 1, 0):i + 2, max(j - 1, 0):j + 2]
+        w = 3.5 if ((around != labels[n, i, j]) & (around != 255)).any() else 1.
+        total, weights = total - w * logits[n, :, i, j].log_softmax(0)[labels[n, i, j]], weights + w
+    assert EdgeWeightedLoss(2.5)(logits, labels).item() == pytest.approx((total / weights).item(), rel=1e-5)
+    assert EdgeWeightedLoss(0.)(logits, labels).item() == pytest.approx(ppce(logits, labels).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peer_is_the_librarys_loss_added(name, batch):
+    smp = pytest.importorskip("segmentation_models_pytorch", reason=NO_SMP)
+    logits, labels = batch[0], batch[1] % 4
+    theirs = getattr(smp.losses, name)("multiclass")(logits, labels)
+    assert PeerLoss(name, 0.5)(logits, labels).item() == pytest.approx(
+        (ppce(logits, labels) + 0.5 * theirs).item(), rel=1e-4
+    )
+    base = SemedaLoss(EdgeNet(4))
+    loss = PeerLoss(name, 2., base)
+    assert loss(logits, labels).item() == pytest.approx((base(logits, labels) + 2 * theirs).item(), rel=1e-4)
+    assert set(loss.terms) == {"ppce", "semeda", "peer"}
+
+
+def test_base_losses(batch):
+    assert torch.equal(PPCELoss()(*batch), ppce(*batch)) and math.isclose(
+        F.cross_entropy(*batch, ignore_index=255), ppce(*batch), rel_tol=1e-6
+    )
