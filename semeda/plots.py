@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from .core import InputError, progress_bar
 from semeda.curves import (  # noqa: F401 - importable from here as before
-    LINE_STYLES, MARKERS, classes_that_leave, plot_history, plot_losses, plot_trimap_curves, plot_trimap_differences
+    LINE_STYLES, MARKERS, classes_that_leave, plot_history, plot_losses, plot_trimap_curves, plot_trimap_differences,
+    trimap_scores
 )
 from .edge_net import EdgeNet, embeddings, one_hot
 from .edges import edge_map, trimap

@@ -242,6 +242,7 @@ def _comparer(data, names, draw, shares, top):
     only = widgets.Checkbox(value=False, description="only where they disagree", indent=True)
     controls = dict(first=first, second=second, image=image, opacity=opacity, only=only)
     jump = widgets.Dropdown(description="differ most on")
+    ranking: list = [] # not empty while the list is made anew, which must not move the slider
 
     def rank(change=None):
         share = shares(first.value, second.value)
@@ -249,12 +250,13 @@ def _comparer(data, names, draw, shares, top):
         chosen = jump.value # stays in the list, wherever the new order puts it
         listed = order[:top] + [i for i in order[top:] if i == chosen]
         choices = [(f"{data.files[i]}: {share[i]:.1f}% of the pixels", i) for i in listed]
-        with jump.hold_trait_notifications():
-            jump.options = [("choose an image", None), *choices]
-            jump.value = chosen
+        ranking.append(True)
+        jump.options = [("choose an image", None), *choices]
+        jump.value = chosen
+        ranking.clear()
 
     def go(change):
-        if change.new is not None:
+        if change.new is not None and not ranking:
             image.value = change.new
 
     rank()
