@@ -5,8 +5,8 @@
 Forward and backward of one loss, on logits (B, C, H, W) and labels of smooth regions with some void. Ours is
 `semeda_by_image`, the SEMEDA term of `SemedaLoss`; beside it eq. 6 as PyTorch runs it when written out
 (`semeda`), the same with all three layers computed and the third left out of the sum, PPCE, and
-Dice and Lovász loss of segmentation-models-pytorch. The three forms of SEMEDA are checked to agree before anything is timed,
-in double precision: in single the gradient of |x| flips its sign where rounding moves x across 0.
+Dice and Lovász loss of segmentation-models-pytorch. The three forms of SEMEDA are checked to agree before anything
+is timed, in double precision: in single the gradient of |x| flips its sign where rounding moves x across 0.
 
 The floor is the longer of two times, at rates measured in the same process: the multiply-adds of the
 convolutions that nobody can leave out (of the prediction, forward and back; the label's come from a
@@ -39,13 +39,22 @@ def all_layers(logits, labels, weights):
 
 def losses(classes, device, dtype=torch.float32):
     "Functions of logits and labels"
-    weights = [(k.detach().to(device, dtype), b.detach().to(device, dtype)) for k, b in shipped_edge_net(NETS[classes]).weights]
-    found = {"PPCE": ppce, OURS: lambda x, y: semeda_by_image(x, y, weights), "SEMEDA, eq. 6 written out": lambda x, y: semeda(x, y, weights),
-             "SEMEDA, eq. 6, all layers": lambda x, y: all_layers(x, y, weights)}
+    weights = [
+        (k.detach().to(device, dtype), b.detach().to(device, dtype)) for k, b in shipped_edge_net(NETS[classes]).weights
+    ]
+    found = {
+        "PPCE": ppce,
+        OURS: lambda x, y: semeda_by_image(x, y, weights),
+        "SEMEDA, eq. 6 written out": lambda x, y: semeda(x, y, weights),
+        "SEMEDA, eq. 6, all layers": lambda x, y: all_layers(x, y, weights),
+    }
     try:
         from segmentation_models_pytorch.losses import DiceLoss, LovaszLoss
     except ImportError: return found
-    return found | {"smp Dice": DiceLoss("multiclass", ignore_index=VOID), "smp Lovász": LovaszLoss("multiclass", ignore_index=VOID)}
+    return found | {
+        "smp Dice": DiceLoss("multiclass", ignore_index=VOID),
+        "smp Lovász": LovaszLoss("multiclass", ignore_index=VOID),
+    }
 
 
 def forward_backward(loss, logits, labels):
@@ -63,7 +72,9 @@ def check(found, logits, labels, close=1e-9):
     for name in found:
         if not name.startswith(OURS): continue
         other, its = value_and_gradient(found[name])
-        assert abs(value - other) <= close * value and (gradient - its).norm() <= close * gradient.norm(), f"{name} differs from {OURS}"
+        assert abs(value - other) <= close * value and (gradient - its).norm() <= close * gradient.norm(), (
+            f"{name} differs from {OURS}"
+        )
     assert torch.allclose(found["PPCE"](logits, labels), F.cross_entropy(logits, labels, ignore_index=VOID))
 
 
@@ -87,7 +98,13 @@ def main(argv=None):
         check(losses(classes, args.device, torch.float64), logits, labels)
         ways = {name: forward_backward(loss, logits, labels) for name, loss in found.items()}
         extra = {name: peak_extra(way, args.device) / MIB for name, way in ways.items()}
-        rows += rows_of(f"{batch}x{classes}x{side}x{side}, float32", take_turns(ways, args), OURS, floors(ways, logits, rates), extra_mib=extra)
+        rows += rows_of(
+            f"{batch}x{classes}x{side}x{side}, float32",
+            take_turns(ways, args),
+            OURS,
+            floors(ways, logits, rates),
+            extra_mib=extra,
+        )
     show(f"loss, forward and backward, {args.device}, {args.threads} threads", rows)
     write("loss", args, rows, ["segmentation-models-pytorch"], rates=rates, shapes=shapes)
     return 0

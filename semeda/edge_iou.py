@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .edge_net import one_hot
+from .loss_inputs import checked
 from .losses import ppce
 
 # %% ../nbs/11_edge_iou.ipynb #7d1f3efd
@@ -58,9 +59,10 @@ def edge_iou_by_definition(
     ignore_index: int = 255, # Label of void pixels
 ) -> Tensor: # Scalar in 0..1
     "One minus the soft IoU of signed semantic edges, as eq. 3 and 4 are written"
+    logits, labels, void = checked(logits, labels, ignore_index)
     p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
-    y = one_hot(labels, logits.shape[1], ignore_index, p.dtype)
-    known = labels != ignore_index
+    y = one_hot(labels, logits.shape[1], void, p.dtype)
+    known = labels != void
     ious, counted = [], []
     for reach in reaches:
         a, b, difference = (edge_length(m, known, reach) for m in (p, y, p - y))
@@ -160,8 +162,9 @@ def edge_iou(
     "One minus the soft IoU of signed semantic edges, eq. 4 with eq. 5; no edges give 0 with a gradient of 0"
     if torch.compiler.is_compiling(): # a compiler makes its own way through the equation
         return edge_iou_by_definition(logits, labels, reaches, ignore_index)
+    logits, labels, void = checked(logits, labels, ignore_index)
     p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
-    lengths, matches, counts = _EdgeSums.apply(p, labels.long(), labels != ignore_index, tuple(reaches))
+    lengths, matches, counts = _EdgeSums.apply(p, labels.long(), labels != void, tuple(reaches))
     ious = matches / (lengths + counts - matches).clamp(min=1e-6)
     return _one_minus_mean(ious, counts > 0)
 

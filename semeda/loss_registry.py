@@ -259,7 +259,7 @@ def _build_part(part, base, settings):
     weight = given.pop("weight", 1.)
     return AddedModule(_call(record, chosen | given), names[0], weight, base)
 
-# %% ../nbs/13_loss_registry.ipynb #f512f4f0
+# %% ../nbs/13_loss_registry.ipynb #8eb863bc
 def build_loss(
     expression: str, # Such as "semeda" or "smp.LovaszLoss+edge_iou(weight=2)"
     **settings: Any, # Some of `SETTINGS`; each loss gets those that it takes
@@ -268,7 +268,8 @@ def build_loss(
     for name in settings:
         if name not in SETTINGS:
             raise InputError(f"unknown setting {name!r}; choose from {', '.join(SETTINGS)}")
-    settings = dict(ignore_index=255) | {name: value for name, value in settings.items() if value is not None}
+    given = {name: value for name, value in settings.items() if value is not None or name == "ignore_index"}
+    settings = dict(ignore_index=255) | given
     loss, over = None, set()
     for part in parse_loss(expression).parts:
         loss = _build_part(part, loss, settings)
@@ -298,7 +299,7 @@ def loss_terms(
     "Names of the terms that a run with this loss logs"
     own = []
     for part in parse_loss(expression).parts:
-        own += [free_name(term, own) for term in part.record.terms]
+        own += [free_name(term, own) for term in part.record.terms or (part.record.name,)]
     return (*TERMS, *(term for term in own if term not in TERMS))
 
 # %% ../nbs/13_loss_registry.ipynb #c833043e

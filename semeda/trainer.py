@@ -27,7 +27,7 @@ from .config import MAY_DIFFER, PRESETS, Config, help_of, resolve
 from .core import BAR, Arguments, InputError, one_line, provenance, weights_hash, write_json
 from .data import TrainingCrops, normalise
 from .launchers import SharedError, is_reporting_process, run_on_all_ranks
-from .loss_registry import loss_across_processes, loss_terms
+from .loss_registry import advance_loss, loss_across_processes, loss_terms
 from .metrics import build_metrics, history_values, metric_entries
 from .optimise import RunningMeans, Timer, parameter_groups, poly_decay, sync_batch_norm
 from .run import finished_metrics, read_metrics, read_record, run_folder, runs_folder, unlock_run
@@ -112,6 +112,7 @@ class _RunLoop(_RunLog):
         decay = poly_decay(step, config.iterations, config.power, config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * decay
+        advance_loss(self.loss, (step - 1) / config.iterations)
         loss = loss_across_processes(self._loss_of, self._wrapped_net(images), labels)
         self.fabric.backward(loss)
         self._wrapped_optimizer.step()

@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import resource
+import shutil
 import struct
 import sys
 import weakref
@@ -15,7 +16,7 @@ from PIL import Image
 
 from semeda import evaluation
 from semeda.core import InputError
-from semeda.data import scenes
+from semeda.data import load_data, scenes
 from semeda.evaluate import (
     FILES,
     Source,
@@ -344,7 +345,7 @@ BAD = dict(
     void=(lambda p, l: put(p, "first", np.full((4, 6), 255, np.uint8)),
           "pred/first.png contains 255 on 22 pixels whose label is a class; expected 0..2 there"),
     one_void_pixel=(lambda p, l: one_void(p),
-                    "pred/first.png contains 255 on 1 pixels whose label is a class; expected 0..2 there"),
+                    "pred/first.png contains 255 on 1 pixel whose label is a class; expected 0..2 there"),
     empty=(lambda p, l: [f.unlink() for f in p.iterdir()], "pred has no PNG files; expected one for each image"),
     missing=(lambda p, l: l.rename(l.with_name("elsewhere")), "label is not there; expected a folder of PNG files"),
     text=(lambda p, l: (l / "first.png").write_text("hello"), "label/first.png cannot be decoded"),
@@ -636,6 +637,51 @@ def test_a_run(finished, tmp_path):
     assert list(metrics["config"]) == "run final_weights dataset max_width void".split()
     other = evaluate_run(finished.folder, tmp_path / "other", 5, "ignore", None)
     assert other["miou"] == mine["miou"] and other["boundary_miou"] != mine["boundary_miou"]
+
+
+def test_a_run_on_other_data(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("semeda.evaluate.load_data", lambda dataset, split, **_: scenes(split, 5) if dataset == "scenes"
+                        else load_data(dataset, split, **_))
+    asked = ["--run", str(finished.folder), "--max-width=3"]
+    assert main([*asked, "--split=train", f"--out={tmp_path / 'train'}"]) == 0
+    train = json.loads((tmp_path / "train" / "metrics.json").read_text())
+    assert train["images"] == 5 and train["config"]["split"] == "train"
+    data = scenes("val", 4)
+    for kind, values in (("images", data.images), ("labels", data.labels)):
+        for i, value in enumerate(values):
+            folder = tmp_path / "mine" / "val" / kind
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(value.permute(1, 2, 0).numpy() if value.dim() == 3 else value.numpy()).save(folder / f"{i}.png")
+    elsewhere = [*asked, "--dataset=folder", f"--data-root={tmp_path / 'mine'}"]
+    assert main([*elsewhere, f"--out={tmp_path / 'mine' / 'out'}"]) == 0
+    mine = json.loads((tmp_path / "mine" / "out" / "metrics.json").read_text())
+    assert mine["miou"] == pytest.approx(finished.metrics["miou"], abs=1e-6) # the same four images
+    assert mine["class_names"] == data.class_names and mine["config"]["dataset"] == "folder"
+    capsys.readouterr()
+    for argv, words in (
+        ([*asked, "--dataset=nothing"], "nothing"),
+        ([*asked, "--dataset=folder", "--data-root=/nowhere"], "data_root is '/nowhere'; expected the folder of the folder"),
+        ([*elsewhere, "--split=test"], "test"),
+    ):
+        assert main([*argv, f"--out={tmp_path / 'no'}"]) == 2
+        assert words in told(capsys) and not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("fault", ["missing", "zero bytes", "other weights"])
+def test_a_run_without_its_own_checkpoint_is_refused(finished, tmp_path, capsys, fault):
+    run = shutil.copytree(finished.folder, tmp_path / "run")
+    checkpoint = run / "checkpoint.pt"
+    if fault == "other weights":
+        state = torch.load(checkpoint, weights_only=True)
+        next(v for v in state["net"].values() if v.is_floating_point()).add_(1)
+        torch.save(state, checkpoint)
+    else:
+        checkpoint.unlink()
+    if fault == "zero bytes":
+        checkpoint.touch()
+    for further in ([], ["--split=train"]):
+        assert main(["--run", str(run), f"--out={tmp_path / 'out'}", *further]) == 2
+        assert "checkpoint" in told(capsys) and not (tmp_path / "out").exists()
 
 
 def notebook_arguments(**parameters):

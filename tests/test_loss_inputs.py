@@ -1,0 +1,281 @@
+"What goes into a loss: taken, or told in one line; Edge nets from masks, files and checkpoints."
+import pickle
+import time
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from semeda.boundary_losses import active_boundary, boundary_dou, boundary_f1, boundary_iou_loss, signed_distance
+from semeda.core import InputError
+from semeda.edge_net import EdgeNet, one_hot
+from semeda.frozen_edge_net import FrozenEdgeNet, checked_masks
+from semeda.loss_inputs import check_labels, checked
+from semeda.loss_registry import LOSSES, build_loss
+from semeda.losses import PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss, ppce, ppce_on_edges, semeda, semeda_by_image
+from semeda.rivals import lovasz, region_mutual_information
+
+NET = EdgeNet(4).requires_grad_(False)
+FUNCTIONS = dict(ppce=ppce, ppce_on_edges=lambda z, y: ppce_on_edges(z, y, NET.weights), semeda=lambda z, y: semeda(z, y, NET.weights),
+                 semeda_by_image=lambda z, y: semeda_by_image(z, y, NET.weights), lovasz=lovasz, rmi=region_mutual_information,
+                 boundary_iou=boundary_iou_loss, boundary_f1=boundary_f1, boundary_dou=boundary_dou, signed_distance=signed_distance,
+                 active_boundary=active_boundary)
+MODULES = [name for name in LOSSES if name != "ubernet" and not name.startswith("smp.")]
+
+
+def build(name, **settings):
+    if name.startswith("smp."):
+        pytest.importorskip("segmentation_models_pytorch")
+    return build_loss(name, edge_net=NET, num_classes=4, **settings)
+
+
+@pytest.fixture
+def batch():
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(2, 4, 8, 6, generator=g), torch.randint(4, (2, 8, 6), generator=g)
+
+
+def with_label(value):
+    labels = torch.zeros(2, 8, 6, dtype=torch.long)
+    labels[0, 3, 3] = value
+    return labels
+
+
+Z, Y = torch.zeros(2, 4, 8, 6), torch.zeros(2, 8, 6, dtype=torch.long)
+WRONG = [
+    (Z, with_label(4), "labels contain 4; expected 0..3 or 255 (void)"), (Z, with_label(200), "labels contain 200"),
+    (Z, with_label(-1), "labels contain -1"), (Z, with_label(-100), "labels contain -100"), (Z, with_label(2**40), "labels contain 1099511627776"),
+    (Z[:1], Y, "expected the same number of images"), (Z, Y[:1], "expected the same number of images"),
+    (Z[..., :3], Y, "logits are 8x3, labels 8x6; expected F.interpolate(logits, size=labels.shape[-2:], mode='bilinear', align_corners=False), or upsample=True"),
+    (Z, Y.float(), "labels are torch.float32; expected an integer dtype"), (Z, Y > 0, "labels are torch.bool"), (Z.long(), Y, "logits are torch.int64"),
+    (Z[:, :1], Y, "expected a channel for each class, two or more"), (Z[0], Y, "expected (B, C, H, W) and (B, H, W)"),
+    (Z, Y[0], "expected (B, C, H, W) and (B, H, W)"), (Z, Y.numpy(), "labels are a ndarray; expected an integer tensor"),
+    ((Z, Z), Y, "logits are a tuple of 2; pass one of them"), (dict(sem_seg=Z), Y, "logits are a dict with sem_seg; expected a tensor"),
+    (None, Y, "logits are a NoneType"),
+]
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, *(f"module {name}" for name in MODULES)])
+def test_what_is_wrong_is_told_in_one_line(name):
+    loss = FUNCTIONS[name] if name in FUNCTIONS else build(name.removeprefix("module "))
+    for logits, labels, words in WRONG:
+        with pytest.raises(InputError) as e:
+            loss(logits, labels)
+        assert words in str(e.value) and "\n" not in str(e.value), (name, str(e.value))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_is_taken(name, batch):
+    logits, labels = batch
+    loss = build(name)
+    expected = loss(logits, labels)
+    for other in (dict(out=logits, aux=None), SimpleNamespace(logits=logits, loss=None), dict(logits=logits)):
+        assert torch.equal(loss(other, labels), expected)
+    for dtype in (torch.uint8, torch.int16, torch.uint16, torch.int32):
+        assert torch.allclose(loss(logits, labels.to(dtype)), expected, rtol=1e-6)
+    assert torch.equal(loss(logits, labels[:, None]), expected)
+    assert torch.equal(loss(logits[0], labels[0]), loss(logits[:1], labels[:1]))
+
+
+def test_ubernet_takes_a_pair(batch):
+    logits, labels = batch
+    for bad in (logits, (logits,), dict(out=logits)):
+        with pytest.raises(InputError, match="logits are no pair"):
+            UbernetLoss()(bad, labels)
+    with pytest.raises(InputError, match="labels contain 9"):
+        UbernetLoss()((logits, logits[:, :2]), with_label(9))
+
+
+def test_no_void(batch):
+    logits, labels = batch
+    for loss in (PPCELoss(None), SemedaLoss(NET, ignore_index=None), build("lovasz", ignore_index=None)):
+        assert torch.isfinite(loss(logits, labels))
+        for value in (255, -1):
+            with pytest.raises(InputError, match=f"contain {value}; expected 0..3$"):
+                loss(logits, with_label(value))
+    with pytest.raises(InputError, match="contain 255"): # and -1 is not 255 in eight bits
+        SemedaLoss(NET, ignore_index=-1)(logits, with_label(255).to(torch.uint8))
+
+
+def test_upsample(batch):
+    logits, labels = batch
+    small = logits[..., ::2, ::2]
+    large = F.interpolate(small, size=(8, 6), mode="bilinear", align_corners=False)
+    for loss, direct in ((PPCELoss(upsample=True), PPCELoss()), (SemedaLoss(NET, upsample=True), SemedaLoss(NET))):
+        assert torch.equal(loss(small, labels), direct(large, labels)) and "upsample=True" in repr(loss)
+
+
+def test_the_check_is_cheap():
+    "Under a hundredth of a cross-entropy; measured in CPU time, the best of several"
+    labels = torch.randint(21, (2, 40, 40)).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    labels[:, :20] = 255
+    logits = torch.randn(2, 21, 320, 320, requires_grad=True)
+
+    def best(work, times):
+        found = []
+        for _ in range(times):
+            start = time.process_time()
+            work()
+            found.append(time.process_time() - start)
+        return min(found)
+    check = best(lambda: [checked(logits, labels) for _ in range(10)], 5) / 10
+    assert check < .01 * best(lambda: torch.autograd.grad(ppce(logits, labels), logits), 3)
+
+
+def test_check_labels_by_name():
+    with pytest.raises(InputError, match="masks contain 7"):
+        check_labels(with_label(7), 4, name="masks")
+
+
+@pytest.mark.parametrize("kind", ["SemedaLoss", "semeda_by_image"])
+def test_a_second_derivative_is_refused(kind, batch):
+    logits, labels = batch[0].clone().requires_grad_(), batch[1]
+    loss = SemedaLoss(NET, lambdas=(1, 1, 1)) if kind == "SemedaLoss" else FUNCTIONS[kind]
+    gradient, = torch.autograd.grad(loss(logits, labels), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.autograd.grad(gradient.sum(), logits, retain_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        gradient.square().sum().backward()
+
+
+def test_eq_6_has_a_second_derivative(batch):
+    logits = batch[0].double().requires_grad_()
+    gradient, = torch.autograd.grad(semeda(logits, batch[1], NET.weights, norm="l2"), logits, create_graph=True)
+    assert torch.autograd.grad(gradient.square().sum(), logits)[0].abs().sum() > 0
+
+
+def test_class_weights_and_label_smoothing(batch):
+    logits, labels = batch[0], batch[1].masked_fill(torch.rand(2, 8, 6) < .2, 255)
+    weight = torch.tensor([1., 2., 0., .5])
+    theirs = F.cross_entropy(logits, labels, weight, ignore_index=255, label_smoothing=.1)
+    assert torch.allclose(PPCELoss(weight=weight, label_smoothing=.1)(logits, labels), theirs)
+    loss = SemedaLoss(NET, weight=[1., 2., 0., .5], label_smoothing=.1)
+    loss(logits, labels)
+    assert torch.allclose(loss.terms["ppce"], theirs) and torch.equal(loss.weight, weight)
+    nothing = PPCELoss(weight=weight)(logits.requires_grad_(), torch.full_like(labels, 2)) # of a class that does not count
+    nothing.backward()
+    assert nothing == 0 and (logits.grad == 0).all()
+    assert "weight" not in PPCELoss().state_dict() and "weight" in loss.state_dict()
+    for bad in ([1., float("nan"), 1., 1.], [-1., 1., 1., 1.], [[1.]]):
+        with pytest.raises(InputError, match="expected a number of at least 0 for each class"):
+            PPCELoss(weight=bad)
+    with pytest.raises(InputError, match="label_smoothing is 2"):
+        SemedaLoss(NET, label_smoothing=2)
+
+
+@pytest.mark.parametrize("lambdas", [(0, float("nan"), 0), (float("inf"), 0, 0), (0, -1, 0), (1, 2), (1, 2, 3, 4)])
+def test_lambdas_are_three_finite_weights(lambdas):
+    with pytest.raises(InputError, match="expected three weights, none negative"):
+        SemedaLoss(NET, lambdas=lambdas)
+    with pytest.raises(InputError, match="lambda1 is"):
+        PPCEOnEdgesLoss(NET, lambda1=float("nan"))
+
+
+def test_repr_shows_the_settings():
+    shown = repr(SemedaLoss(NET, lambdas=(0, 1, 0), norm="l2"))
+    assert all(word in shown for word in ("num_classes=4", "lambdas=(0.0, 1.0, 0.0)", "norm='l2'", "relu='before'", "ignore_index=255"))
+    assert "lambda1=2.0" in repr(UbernetLoss(2)) and "lambda1" in repr(PPCEOnEdgesLoss(NET)) and "weight=" in repr(build("lovasz"))
+
+
+def masks(count=6, size=32, seed=0):
+    rng = np.random.default_rng(seed)
+    return [np.kron(rng.integers(0, 3, (size // 8, size // 8)), np.ones((8, 8))).astype(np.uint8) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    with warnings.catch_warnings(): # none of a low F1
+        warnings.simplefilter("error")
+        return SemedaLoss(num_classes=3, masks=masks(), steps=20)
+
+
+def test_a_trained_edge_net(trained):
+    mask = torch.from_numpy(masks()[0])[None]
+    assert trained(6 * one_hot(mask, 3), mask) < .2
+    assert torch.equal(trained.edge_net().conv1.weight, trained.kernel1)
+
+
+def test_masks_in_any_form(tmp_path, trained):
+    for i, mask in enumerate(masks()):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        Image.fromarray(mask).save(tmp_path / "a" / f"{i}.png")
+    forms = [np.stack(masks()), torch.from_numpy(np.stack(masks())), [torch.from_numpy(m)[None] for m in masks()],
+             [m.astype(np.uint16) for m in masks()], tmp_path, str(tmp_path)]
+    for form in forms:
+        found = checked_masks(form, 3)
+        assert all(np.array_equal(a.numpy(), b) for a, b in zip(found, masks(), strict=True))
+    assert torch.equal(SemedaLoss(num_classes=3, masks=tmp_path, steps=20).kernel2, trained.kernel2)
+    with pytest.warns(UserWarning, match="edge F1 of 0.* on its masks; expected 0.9 or more"):
+        SemedaLoss(num_classes=3, masks=tmp_path, steps=1)
+
+
+@pytest.mark.parametrize("given, words", [
+    ([], "masks is empty"), (np.full((1, 8, 8), 11), "labels of mask 0 contain 11; expected 0..10 or 255"), ([np.zeros((8, 8))], "expected integers, (H, W)"),
+    (np.zeros((8, 8), int), "mask 0 has shape (8,)"), (np.zeros((1, 8, 8, 3), int), "mask 0 has shape (8, 8, 3)"),
+])
+def test_masks_that_are_refused(given, words):
+    with pytest.raises(InputError) as e:
+        SemedaLoss(num_classes=11, masks=given)
+    assert words in str(e.value)
+
+
+def test_training_is_kept_in_a_folder(tmp_path, monkeypatch):
+    settings = dict(num_classes=3, masks=masks(), steps=10, cache=tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first = SemedaLoss(**settings)
+        monkeypatch.setattr("semeda.edge_net_files.train_edge_net", None)
+        assert torch.equal(SemedaLoss(**settings).kernel1, first.kernel1)
+
+
+def test_a_loss_comes_back_from_a_checkpoint(trained):
+    fresh = SemedaLoss(num_classes=3)
+    logits, labels = torch.randn(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.long)
+    with pytest.raises(InputError, match="SemedaLoss has no edge net yet; expected load_state_dict"):
+        fresh(logits, labels)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), trained)
+    other = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), fresh)
+    other.load_state_dict(pickle.loads(pickle.dumps(model.state_dict())))
+    assert torch.equal(fresh(logits, labels), trained(logits, labels))
+    left_out = SemedaLoss(NET, persistent=False)
+    assert not left_out.state_dict()
+
+
+def test_lightning_checkpoint(tmp_path, trained):
+    lightning = pytest.importorskip("lightning", reason="lightning is not installed: pip install 'semeda[bench]'")
+
+    class Model(lightning.LightningModule):
+        def __init__(self, masks=None):
+            super().__init__()
+            self.net = torch.nn.Conv2d(3, 3, 1)
+            self.loss = trained if masks else SemedaLoss(num_classes=3)
+
+    trainer = lightning.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_model_summary=False)
+    model = Model(masks=True)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    again = Model.load_from_checkpoint(tmp_path / "x.ckpt")
+    batch = torch.randn(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.long)
+    assert torch.equal(again.loss(*batch), model.loss(*batch))
+
+
+def test_save_and_load(tmp_path):
+    path = tmp_path / "loss.safetensors"
+    loss = SemedaLoss(NET, lambdas=(0, 1, .5), relu="after", norm="l2", reduction="relative")
+    loss.save(path)
+    again = SemedaLoss(path)
+    assert repr(again) == repr(loss) and all(torch.equal(a, b) for a, b in zip(again.buffers(), loss.buffers()))
+    assert SemedaLoss(str(path), norm="l1").norm == "l1" and SemedaLoss(path, lambdas=(1, 0, 0)).lambdas == (1., 0., 0.)
+    PPCEOnEdgesLoss(NET).save(tmp_path / "other.safetensors")
+    assert SemedaLoss(tmp_path / "other.safetensors").lambdas == (0., .25, 0.)
+
+
+def test_an_edge_net_of_nan_is_refused():
+    net = EdgeNet(3).requires_grad_(False)
+    net.conv2.bias[3] = float("nan")
+    with pytest.raises(InputError, match="edge net has weights that are not finite"):
+        FrozenEdgeNet(net)
