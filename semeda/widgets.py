@@ -22,7 +22,14 @@ from .edges import edge_distance
 from .explorer import Explorer, encode_png  # noqa: F401 - importable from here as before
 from .metrics import mean_iou, trimap_counts
 from semeda.pictures import (
-    RIGHT_COLOURS, WRONG_COLOUR, class_legend, colorize, disagreement, overlay, positive_picture, signed_picture
+    RIGHT_COLOURS,
+    WRONG_COLOUR,
+    class_legend,
+    colorize,
+    disagreement,
+    overlay,
+    positive_picture,
+    signed_picture,
 )
 from .plots import EMBEDDING_KEY, photo_of, predict_runs, run_paths  # noqa: F401 - importable from here as before
 
