@@ -70,6 +70,7 @@ bench: install
 
 test: install
 	ruff check
+	python -m mypy
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 	OMP_NUM_THREADS=1 nbdev-test nbs --file-re '^[0-9]' --n-workers 2
 

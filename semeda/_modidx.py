@@ -290,6 +290,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'semeda.edge_net.label_embedding': ('edge_net.html#label_embedding', 'semeda/edge_net.py'),
                                  'semeda.edge_net.one_hot': ('edge_net.html#one_hot', 'semeda/edge_net.py'),
                                  'semeda.edge_net.random_crop': ('edge_net.html#random_crop', 'semeda/edge_net.py'),
+                                 'semeda.edge_net.random_edge_net': ('edge_net.html#random_edge_net', 'semeda/edge_net.py'),
+                                 'semeda.edge_net.renamed': ('edge_net.html#renamed', 'semeda/edge_net.py'),
                                  'semeda.edge_net.soften': ('edge_net.html#soften', 'semeda/edge_net.py'),
                                  'semeda.edge_net.soften_like_a_network': ('edge_net.html#soften_like_a_network', 'semeda/edge_net.py'),
                                  'semeda.edge_net.softmax_edge_f1': ('edge_net.html#softmax_edge_f1', 'semeda/edge_net.py'),

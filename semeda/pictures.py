@@ -58,7 +58,8 @@ def overlay(
     colour = colorize(labels, palette)
     void = np.asarray(labels)[..., None] == 255
     alpha = np.where(void, 0, round(256 * opacity)).astype(np.uint16) # of 256
-    return ((photo * (256 - alpha) + colour * alpha) >> 8).astype(np.uint8)
+    mixed: np.ndarray = photo * (256 - alpha) + colour * alpha
+    return (mixed // 256).astype(np.uint8)
 
 # %% ../nbs/25_pictures.ipynb #d0daa397
 def errors(
@@ -182,7 +183,7 @@ def class_legend(
     *masks: Tensor, # Masks whose classes to list; none: all classes
 ) -> list[tuple[str, tuple[int, int, int]]]: # Name and colour of each
     "Names and colours for the legend of a grid"
-    seen = range(data.num_classes)
+    seen = list(range(data.num_classes))
     if masks:
         seen = sorted(set().union(*(mask.unique().tolist() for mask in masks)) - {255})
     return [(data.class_names[c], data.palette[c]) for c in seen]

@@ -315,7 +315,7 @@ def two_runs(
     folders = run_paths(run_folders)
     if len(folders) != 2:
         raise InputError(f"run_folders is {run_folders!r}; expected two run folders, the baseline first")
-    changes = dict(data_root=data_root) if data_root else {}
+    changes: dict[str, Any] = dict(data_root=data_root) if data_root else {}
     runs, data, predictions = predict_runs(folders, count, **changes)
     labels = run_labels(runs)
     void = next(iter(runs.values())).config.void

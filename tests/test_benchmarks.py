@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import edge_maps, loss, pipeline, step, throughput, timing, trimap
+from benchmarks import edge_maps, loss, losses, pipeline, step, throughput, timing, trimap
 from semeda.edges import edge_map
 from semeda.metrics import boundary_iou_counts
 
@@ -72,6 +72,17 @@ def test_losses_that_differ_are_noticed():
     ours = found["SEMEDA"]
     with pytest.raises(AssertionError, match="eq. 6 written out differs"):
         loss.check(found | {"SEMEDA, eq. 6 written out": lambda x, y: (1 + 1e-8) * ours(x, y)}, logits, labels)
+
+
+@devices
+def test_every_loss(tmp_path, device, monkeypatch):
+    names = ("ppce", "ubernet", "semeda", "edge_iou")
+    monkeypatch.setattr(losses, "LOSSES", {name: losses.LOSSES[name] for name in names})
+    record = quick(losses, tmp_path, "--losses", "semeda+edge_iou(weight=2)", device=device)
+    assert ways(record) == {"PPCE", "SEMEDA", "PPCE + edge IoU", "SEMEDA + edge IoU (weight 2)"}
+    assert {row["case"].partition(",")[0] for row in record["rows"]} == {"alone", "step"}
+    assert all(row["extra_mib"] > 0 for row in record["rows"] if row["ms"] is not None)
+    assert {row["note"] for row in record["rows"] if row["way"] == "Ubernet"} == {"needs an edge head"}
 
 
 @devices

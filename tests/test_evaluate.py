@@ -651,7 +651,9 @@ def test_a_run_on_other_data(finished, tmp_path, monkeypatch, capsys):
         for i, value in enumerate(values):
             folder = tmp_path / "mine" / "val" / kind
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(value.permute(1, 2, 0).numpy() if value.dim() == 3 else value.numpy()).save(folder / f"{i}.png")
+            Image.fromarray(value.permute(1, 2, 0).numpy() if value.dim() == 3 else value.numpy()).save(
+                folder / f"{i}.png"
+            )
     elsewhere = [*asked, "--dataset=folder", f"--data-root={tmp_path / 'mine'}"]
     assert main([*elsewhere, f"--out={tmp_path / 'mine' / 'out'}"]) == 0
     mine = json.loads((tmp_path / "mine" / "out" / "metrics.json").read_text())
@@ -660,7 +662,10 @@ def test_a_run_on_other_data(finished, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     for argv, words in (
         ([*asked, "--dataset=nothing"], "nothing"),
-        ([*asked, "--dataset=folder", "--data-root=/nowhere"], "data_root is '/nowhere'; expected the folder of the folder"),
+        (
+            [*asked, "--dataset=folder", "--data-root=/nowhere"],
+            "data_root is '/nowhere'; expected the folder of the folder",
+        ),
         ([*elsewhere, "--split=test"], "test"),
     ):
         assert main([*argv, f"--out={tmp_path / 'no'}"]) == 2
