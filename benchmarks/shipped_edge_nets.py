@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CLASSES = dict(voc=21, cityscapes=19, camvid=11)
 SETTINGS = dict(steps=1500, lr=.005)
 CONTOURED = .01 # share of void from which a mask of VOC counts as one with contours
-SOFT = [dict(scale=8., sigma=.2, upsample=1), dict(scale=4., sigma=.2, upsample=1), dict(scale=8., sigma=.2, upsample=8)]
+SOFT = [dict(scale=8., sigma=.2, upsample=1),
+        dict(scale=4., sigma=.2, upsample=1), dict(scale=8., sigma=.2, upsample=8)]
 
 
 def voc_masks(folder, first):

@@ -366,7 +366,8 @@ def label_embedding(
     return psi.view(*labels.shape, channels).permute(0, 3, 1, 2)
 
 # %% ../nbs/01_edge_net.ipynb #00086628
-_IN_FILES = ("SHIPPED", "cached_edge_net", "load_edge_net", "main", "save_edge_net", "shipped_edge_net", "synthetic_masks")
+_IN_FILES = ("SHIPPED", "cached_edge_net", "load_edge_net", "main", "save_edge_net", "shipped_edge_net",
+             "synthetic_masks")
 
 def __getattr__(name: str) -> Any:
     "Names that have moved to `semeda.edge_net_files`"

@@ -21,7 +21,7 @@ from .core import InputError, Registry, load_object, one_line
 from .boundary_losses import ActiveBoundaryLoss, BoundaryDoULoss, BoundaryF1Loss, BoundaryIoULoss
 from .boundary_losses import SignedDistanceLoss
 from .edge_iou import EdgeIoULoss
-from .loss_processes import loss_across_processes
+from .loss_processes import loss_across_processes  # noqa: F401
 from .losses import LAMBDAS, PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss
 from .rivals import PEERS, AddedModule, EdgeWeightedLoss, LovaszLoss, PeerLoss, RegionMutualInformationLoss
 from .rivals import WholeModule, free_name
