@@ -234,7 +234,7 @@ def _export(args):
           f"the same class at {100 * report['agree']:.2f}% of the pixels")
     return 0
 
-# %% ../nbs/23_predict.ipynb #fb65b76c
+# %% ../nbs/23_predict.ipynb #226844d2
 def _predict(args):
     "Segment the photos; exit status"
     if args.out is None:
@@ -251,7 +251,8 @@ def _predict(args):
     tell = lambda line: tqdm.write(f"semeda-predict: {line}", file=sys.stderr)
     done = predict_files(network, photos, out, tile, args.overlay, args.batch_size,
                          None if args.quiet else tqdm, tell)
-    print(f"{out}: {_count(done.masks, 'mask')}" + (f", {_count(done.failed, 'photo')} without one" if done.failed else ""))
+    left_out = f", {_count(done.failed, 'photo')} without one" if done.failed else ""
+    print(f"{out}: {_count(done.masks, 'mask')}{left_out}")
     if not done.masks:
         return 2
     return 1 if done.failed else 0
