@@ -2,15 +2,17 @@
 
     python -m benchmarks.edge_maps [--device cuda]
 
-`semeda.edges.edge_map` of uint8 labels at 321x321, 1024x512 and 2048x1024: smooth regions of 19 classes, without void, and with
-some. A pixel of ours is an edge where one of its 8 neighbours has another class; that is where the
+`semeda.edges.edge_map` of uint8 labels at 321x321, 1024x512 and 2048x1024: smooth regions of 19 classes, without
+void, and with some. A pixel of ours is an edge where one of its 8 neighbours has another class; that is where the
 largest label of the 3x3 pixels around is not the smallest, so OpenCV's and SciPy's dilation and erosion give the
 same map, and so does scikit-image's `find_boundaries` with connectivity 2 and mode "thick". Void that
 does not count is 0 for the dilation and 255 for the erosion; `find_boundaries` cannot leave it out. All
 maps are compared before anything is timed. On the CPU with one thread and with two, of PyTorch and of OpenCV (SciPy and
-scikit-image have one), whatever --threads says; on a GPU ours alone. A turn is five calls in a row, as for the masks of a batch.
+scikit-image have one), whatever --threads says; on a GPU ours alone. A turn is five calls in a row, as for the masks
+of a batch.
 
-The floor is a copy of the labels on the same device, the fastest of all rounds at a size. The extra `semeda[bench]` holds OpenCV and scikit-image.
+The floor is a copy of the labels on the same device, the fastest of all rounds at a size. The extra `semeda[bench]`
+holds OpenCV and scikit-image.
 Writes results/bench/edge_maps-DEVICE.json.
 """
 import sys
@@ -43,10 +45,15 @@ def opencv(labels, void):
 
 def scipy_filters(labels, void):
     labels = labels.numpy()
-    if not void: return lambda: ndimage.maximum_filter(labels, 3, mode="nearest") != ndimage.minimum_filter(labels, 3, mode="nearest")
+    if not void:
+        return lambda: (
+            ndimage.maximum_filter(labels, 3, mode="nearest") != ndimage.minimum_filter(labels, 3, mode="nearest")
+        )
     def way():
         unknown = labels == VOID
-        differ = ndimage.maximum_filter(np.where(unknown, np.uint8(0), labels), 3, mode="nearest") != ndimage.minimum_filter(labels, 3, mode="nearest")
+        differ = ndimage.maximum_filter(
+            np.where(unknown, np.uint8(0), labels), 3, mode="nearest"
+        ) != ndimage.minimum_filter(labels, 3, mode="nearest")
         return np.where(unknown, np.uint8(VOID), differ)
     return way
 
@@ -62,7 +69,11 @@ def ways_of(labels, void, device):
     on_device, copy = labels.to(device), torch.empty_like(labels, device=device)
     ways, missing = {OURS: lambda: edge_map(on_device)}, {}
     if device == "cpu":
-        for name, make in {"OpenCV dilate != erode": lambda: opencv(labels, void), "SciPy maximum != minimum filter": lambda: scipy_filters(labels, void), SKIMAGE: lambda: scikit_image(labels)}.items():
+        for name, make in {
+            "OpenCV dilate != erode": lambda: opencv(labels, void),
+            "SciPy maximum != minimum filter": lambda: scipy_filters(labels, void),
+            SKIMAGE: lambda: scikit_image(labels),
+        }.items():
             if void and name == SKIMAGE: missing[name] = "cannot: counts void as a class"
             else:
                 try: ways[name] = make()
@@ -94,9 +105,13 @@ def main(argv=None):
                 ways, floor, missing = ways_of(regions((height, width), CLASSES, void=void), void, args.device)
                 check(ways)
                 times = take_turns(ways | floor, args, calls=1 if args.quick else 5)
-                case = f"{width}x{height}, {'some' if void else 'no'} void, " + (f"{threads} thread{'s' * (threads > 1)}" if args.device == "cpu" else "GPU")
+                case = f"{width}x{height}, {'some' if void else 'no'} void, " + (
+                    f"{threads} thread{'s' * (threads > 1)}" if args.device == "cpu" else "GPU"
+                )
                 least = min(least, *times[FLOOR])
-                found += rows_of(case, times, OURS) + [dict(case=case, way=name, ms=None, note=note) for name, note in missing.items()]
+                found += rows_of(case, times, OURS) + [
+                    dict(case=case, way=name, ms=None, note=note) for name, note in missing.items()
+                ]
             rows += [row | dict(floor_ms=least, times_floor=row["ms"] / least) if row["ms"] else row for row in found]
     set_threads(args.threads)
     show(f"edge map, {args.device}", rows)

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from semeda.data import camvid, read_label
 from semeda.core import weights_hash
+from semeda.data import camvid, read_label
 from semeda.edge_net import edge_f1, softmax_edge_f1, train_edge_net
 from semeda.edge_net_files import SHIPPED, load_edge_net, save_edge_net, shipped_edge_net, synthetic_masks
 from semeda.trainer import provenance, write_json
@@ -60,16 +60,30 @@ def like_a_network(args, steps=6000):
 def on_outputs(args, masks):
     "F1 on labels and on the outputs of the most trained network of the softening study, by tolerance in pixels"
     stage, probabilities = sorted(outputs("camvid")[0].items())[-1]
-    nets = dict(shipped=shipped_edge_net("camvid"), synthetic=synthetic_net(11, args.steps, args.runs), like_a_network=like_a_network(args))
+    nets = dict(
+        shipped=shipped_edge_net("camvid"),
+        synthetic=synthetic_net(11, args.steps, args.runs),
+        like_a_network=like_a_network(args),
+    )
     rows = []
     for kind, net in nets.items():
-        rows.append(dict(net="camvid", kind=kind, weights=weights_hash(net), labels=edge_f1(net, masks), **{f"softmax_{t}": softmax_edge_f1(net, probabilities, tolerance=t) for t in (0, 1)}))
+        rows.append(
+            dict(
+                net="camvid",
+                kind=kind,
+                weights=weights_hash(net),
+                labels=edge_f1(net, masks),
+                **{f"softmax_{t}": softmax_edge_f1(net, probabilities, tolerance=t) for t in (0, 1)},
+            )
+        )
         print(rows[-1])
     return dict(stage=int(stage), rows=rows)
 
 
 def main():
-    parser = argparse.ArgumentParser("benchmarks.edge_nets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "benchmarks.edge_nets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--camvid", default="")
     parser.add_argument("--voc", default="")
     parser.add_argument("--steps", type=int, default=10000)
@@ -89,7 +103,16 @@ def main():
             rows.append(dict(net=name, kind=kind, classes=net.num_classes, weights=weights_hash(net), f1=f1))
             print(name, kind, {k: round(v, 4) for k, v in f1.items()})
     softmax = on_outputs(args, real["camvid"]) if args.camvid else None
-    write_json(RESULTS / "edge_nets.json", dict(softmax=softmax, steps=args.steps, masks={k: len(v) if v else 50 for k, v in real.items()}, **provenance(), rows=rows))
+    write_json(
+        RESULTS / "edge_nets.json",
+        dict(
+            softmax=softmax,
+            steps=args.steps,
+            masks={k: len(v) if v else 50 for k, v in real.items()},
+            **provenance(),
+            rows=rows,
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@
 Images a second that `TrainingCrops` gives through a DataLoader, with the dataset's preset, for each number
 of worker processes, beside the images a second that a step on a batch in memory takes, with PPCE and with
 SEMEDA: scenes, and CamVid if its folder is given. A DataLoader is timed over several batches for each worker, after
-those that its workers may have ready. Then the real loop: the share of its time that it spends in waiting for the next
-batch, while a GPU may still be at work; on a CPU, workers take cores from the step. The ways take turns. The batches are
-checked to be those of the sequence. The floor of a loop is its step on a batch in memory.
+those that its workers may have ready. Then the real loop: the share of its time that it spends in waiting for the
+next batch, while a GPU may still be at work; on a CPU, workers take cores from the step. The ways take turns. The
+batches are checked to be those of the sequence. The floor of a loop is its step on a batch in memory.
 Writes results/bench/pipeline-DEVICE.json.
 """
 import itertools
@@ -31,14 +31,17 @@ PPCE, SEMEDA = "step alone, PPCE", "step alone, SEMEDA"
 class Pipeline:
     "Data, network and losses of a dataset's preset"
     def __init__(self, dataset, device, runs, data_root="", **settings):
-        run = self.run = Run(None, dataset=dataset, data_root=data_root, device=device, runs=runs, edge_steps=2, **settings)
+        where = dict(dataset=dataset, data_root=data_root, device=device, runs=runs)
+        run = self.run = Run(None, **where, edge_steps=2, **settings)
         run.prepare()
         config = run.config
         self.device, self.batch = run.fabric.device, config.batch_size
         self.net = run.net.to(self.device).train()
         self.losses = {PPCE: PPCELoss(), SEMEDA: run.loss}
-        self.optimizer = torch.optim.SGD([p for p in self.net.parameters() if p.requires_grad], lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-        self.crops = TrainingCrops(run.train_data, 10**9, config.crop, (config.scale_min, config.scale_max), config.seed, config.style)
+        trained, scales = [p for p in self.net.parameters() if p.requires_grad], (config.scale_min, config.scale_max)
+        how = dict(lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.SGD(trained, **how)
+        self.crops = TrainingCrops(run.train_data, 10**9, config.crop, scales, config.seed, config.style)
         self.images, self.labels = next(self.loader(0))
 
     def loader(self, workers):
@@ -52,14 +55,17 @@ class Pipeline:
         self.optimizer.zero_grad()
 
     def wait(self):
-        if self.device.type == "cuda": torch.cuda.synchronize()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def load(self, workers, batches):
         "Seconds a batch of a DataLoader that has none in store"
         loader = self.loader(workers)
-        for _ in itertools.islice(loader, stored(workers)): pass
+        for _ in itertools.islice(loader, stored(workers)):
+            pass
         start = time.perf_counter()
-        for _ in itertools.islice(loader, batches): pass
+        for _ in itertools.islice(loader, batches):
+            pass
         self.wait()
         return (time.perf_counter() - start) / batches
 
@@ -72,7 +78,8 @@ class Pipeline:
                 start, waited = time.perf_counter(), 0.
             asked = time.perf_counter()
             images, labels = next(loader)
-            if i >= stored(workers): waited += time.perf_counter() - asked
+            if i >= stored(workers):
+                waited += time.perf_counter() - asked
             self.step(loss, images, labels)
         self.wait()
         total = time.perf_counter() - start
@@ -116,7 +123,8 @@ def measure(pipeline, case, workers, steps, args):
         row["images_per_second"] = 1000 * pipeline.batch / row["ms"]
         if row["way"] in shares:
             share, floor = statistics.median(shares[row["way"]]), alone[row["way"].rpartition(" ")[2]]
-            row |= dict(waiting=share, floor_ms=floor, times_floor=row["ms"] / floor, note=f"{100 * share:.1f} % of it waiting for data")
+            row |= dict(waiting=share, floor_ms=floor, times_floor=row["ms"] / floor)
+            row["note"] = f"{100 * share:.1f} % of it waiting for data"
     return rows
 
 
@@ -125,19 +133,25 @@ def main(argv=None):
     found.add_argument("--workers", type=int, nargs="+", help="[0 2; on a GPU 0 8]")
     found.add_argument("--steps", type=int, default=6, help="batches a turn, and a worker [%(default)s]")
     args = parse(found, argv)
-    workers, steps = args.workers or ([0] if args.quick else [0, 8] if args.device == "cuda" else [0, 2]), 1 if args.quick else args.steps
+    several = [] if args.quick else [8] if args.device == "cuda" else [2]
+    workers, steps = args.workers or [0, *several], 1 if args.quick else args.steps
     tiny = dict(crop=24, batch_size=2) if args.quick else {}
     rows, sizes = [], {}
     for dataset in ["scenes", *["camvid"] * bool(args.data_root)]:
         with tempfile.TemporaryDirectory() as runs:
             pipeline = Pipeline(dataset, args.device, runs, args.data_root if dataset == "camvid" else "", **tiny)
-            for count in workers: pipeline.check(count)
+            for count in workers:
+                pipeline.check(count)
             config = pipeline.run.config
-            sizes[dataset] = dict(crop=config.crop, batch=config.batch_size, preset=config.preset, train_images=len(pipeline.run.train_data))
-            rows += measure(pipeline, f"{dataset}, {config.batch_size} crops of {config.crop}x{config.crop}", workers, steps, args)
-    show(f"input pipeline, {args.device}, {args.threads} threads; the floor of a loop is its step on a batch in memory", rows)
+            sizes[dataset] = dict(crop=config.crop, batch=config.batch_size, preset=config.preset)
+            sizes[dataset] |= dict(train_images=len(pipeline.run.train_data))
+            case = f"{dataset}, {config.batch_size} crops of {config.crop}x{config.crop}"
+            rows += measure(pipeline, case, workers, steps, args)
+    floor = "the floor of a loop is its step on a batch in memory"
+    show(f"input pipeline, {args.device}, {args.threads} threads; {floor}", rows)
     write("pipeline", args, rows, steps=steps, datasets=sizes)
     return 0
 
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

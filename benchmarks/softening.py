@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from semeda.data import normalise
 from semeda.core import weights_hash
+from semeda.data import normalise
 from semeda.edge_net import EdgeNet, edge_f1, embeddings, exact_edge_net, softmax_edge_f1, train_edge_net
 from semeda.edge_net_files import load_edge_net, save_edge_net, synthetic_masks
 from semeda.edges import edge_map
@@ -58,7 +58,13 @@ class StagedRun(Run):
 
 
 def parameters(args):
-    return dict(dataset=args.dataset, data_root=args.data_root, init_weights=args.init_weights, device="cpu", runs=str(args.runs))
+    return dict(
+        dataset=args.dataset,
+        data_root=args.data_root,
+        init_weights=args.init_weights,
+        device="cpu",
+        runs=str(args.runs),
+    )
 
 
 def stages(args):
@@ -67,13 +73,26 @@ def stages(args):
     if path.exists():
         return
     total = dict(scenes=400, camvid=800)[args.dataset]
-    run = StagedRun(loss="ppce", iterations=total, val_every=total // 8, name=f"stages-{args.dataset}", max_width=10, **parameters(args))
+    run = StagedRun(
+        loss="ppce",
+        iterations=total,
+        val_every=total // 8,
+        name=f"stages-{args.dataset}",
+        max_width=10,
+        **parameters(args),
+    )
     run.prepare()
     run.fit()
     kept = {f"{total * k // 8:05}": run.stages[k - 1] for k in (1, 2, 4, 8)}
     size = list(run.val_data.labels[0].shape)
     scores = [float(r["val_miou"]) for r in run.history if r.get("val_miou")]
-    about = dict(dataset=args.dataset, size=size, miou={s: scores[k - 1] for s, k in zip(kept, (1, 2, 4, 8))}, data=run.val_data.fingerprint, **provenance())
+    about = dict(
+        dataset=args.dataset,
+        size=size,
+        miou={s: scores[k - 1] for s, k in zip(kept, (1, 2, 4, 8))},
+        data=run.val_data.fingerprint,
+        **provenance(),
+    )
     save_file(kept, path, {"about": json.dumps(about)})
 
 
@@ -82,16 +101,32 @@ def outputs(dataset):
     from safetensors import safe_open
     with safe_open(path := RESULTS / f"logits_{dataset}.safetensors", "pt") as file:
         about = json.loads(file.metadata()["about"])
-    upsample = lambda z: torch.nn.functional.interpolate(z.float(), size=about["size"], mode="bilinear", align_corners=False).softmax(1)
+    upsample = lambda z: torch.nn.functional.interpolate(
+        z.float(), size=about["size"], mode="bilinear", align_corners=False
+    ).softmax(1)
     return {stage: upsample(z) for stage, z in sorted(load_file(path).items())}, about
 
 
 def edge_net(args, run, scale, sigma, upsample, seed, masks=None):
     "Its file, trained where it is missing"
-    path = args.runs / "softening_nets" / f"{args.dataset}-{scale:g}-{sigma:g}-{upsample}-{'synthetic-' if masks else ''}{STEPS[args.step]}-s{seed}.safetensors"
+    training = f"{'synthetic-' if masks else ''}{STEPS[args.step]}-s{seed}"
+    path = args.runs / "softening_nets" / f"{args.dataset}-{scale:g}-{sigma:g}-{upsample}-{training}.safetensors"
     if not path.exists():
         classes = run.train_data.num_classes
-        net = exact_edge_net(classes) if scale == 0 else train_edge_net(masks or run.train_data.labels, classes, steps=STEPS[args.step], scale=scale, sigma=sigma, upsample=upsample, lr=.01, seed=seed)
+        net = (
+            exact_edge_net(classes)
+            if scale == 0
+            else train_edge_net(
+                masks or run.train_data.labels,
+                classes,
+                steps=STEPS[args.step],
+                scale=scale,
+                sigma=sigma,
+                upsample=upsample,
+                lr=0.01,
+                seed=seed,
+            )
+        )
         save_edge_net(net, path, scale=scale, sigma=sigma, upsample=upsample, seed=seed, steps=STEPS[args.step])
     return path
 
@@ -106,7 +141,9 @@ def net_of_outputs(probabilities, steps, crop=64):
     for _ in range(steps):
         image = torch.randint(len(outputs), (4,), generator=rng)
         top, left = (int(torch.randint(n - crop + 1, (), generator=rng)) for n in outputs.shape[-2:])
-        batch = torch.stack([p[torch.randperm(len(p), generator=rng)] for p in outputs[image, :, top:top + crop, left:left + crop]])
+        batch = torch.stack(
+            [p[torch.randperm(len(p), generator=rng)] for p in outputs[image, :, top : top + crop, left : left + crop]]
+        )
         edges = edge_map(batch.argmax(dim=1)).long()
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(embeddings(batch, net.weights)[-1], edges).backward()
@@ -123,18 +160,44 @@ def grid(args):
     synthetic = synthetic_masks(run.train_data.num_classes)
     done = {(r["scale"], r["sigma"], r["upsample"], r["masks"]) for r in rows}
     noise = [(a, b, 1, "real") for a, b in itertools.product(SCALES, SIGMAS)]
-    wanted = [*noise, *((*k, m) for k in (PAPER, UPSAMPLED) for m in ("real", "synthetic")), (*EXACT, "none"), (0., 0., 0, "outputs")]
+    wanted = [
+        *noise,
+        *((*k, m) for k in (PAPER, UPSAMPLED) for m in ("real", "synthetic")),
+        (*EXACT, "none"),
+        (0.0, 0.0, 0, "outputs"),
+    ]
     for scale, sigma, upsample, masks in tqdm([w for w in dict.fromkeys(wanted) if w not in done], desc="grid"):
         if masks == "outputs":
             net = net_of_outputs(probabilities, STEPS["grid"])
         else:
-            net = load_edge_net(edge_net(args, run, scale, sigma, upsample, 0, synthetic if masks == "synthetic" else None))
+            net = load_edge_net(
+                edge_net(args, run, scale, sigma, upsample, 0, synthetic if masks == "synthetic" else None)
+            )
         labels = [run.val_data.labels[i] for i in range(len(run.val_data))]
-        row = dict(scale=scale, sigma=sigma, upsample=upsample, masks=masks, weights=weights_hash(net), labels=edge_f1(net, labels))
+        row = dict(
+            scale=scale,
+            sigma=sigma,
+            upsample=upsample,
+            masks=masks,
+            weights=weights_hash(net),
+            labels=edge_f1(net, labels),
+        )
         for tolerance in (0, 1):
-            row[f"softmax_tolerance_{tolerance}"] = {s: softmax_edge_f1(net, p, tolerance=tolerance) for s, p in probabilities.items()}
+            row[f"softmax_tolerance_{tolerance}"] = {
+                s: softmax_edge_f1(net, p, tolerance=tolerance) for s, p in probabilities.items()
+            }
         rows.append(row)
-        write_json(path, dict(dataset=args.dataset, edge_steps=STEPS["grid"], network=dict(miou=about["miou"], images=IMAGES), data=run.val_data.fingerprint, **provenance(), rows=rows))
+        write_json(
+            path,
+            dict(
+                dataset=args.dataset,
+                edge_steps=STEPS["grid"],
+                network=dict(miou=about["miou"], images=IMAGES),
+                data=run.val_data.fingerprint,
+                **provenance(),
+                rows=rows,
+            ),
+        )
 
 
 def training(args):
@@ -146,20 +209,58 @@ def training(args):
         more = dict(loss="ppce")
         if choice:
             softening, reduction, weight = choice
-            more = dict(loss="semeda", edge_net=str(edge_net(args, data, *softening, seed)), reduction=reduction, lambdas=[0, weight, 0])
+            more = dict(
+                loss="semeda",
+                edge_net=str(edge_net(args, data, *softening, seed)),
+                reduction=reduction,
+                lambdas=[0, weight, 0],
+            )
         name = path.stem
         try:
-            run = train(tqdm, seed=seed, name=name, val_every=0, max_width=10, resume=True, **more, **BUDGET[args.dataset], **parameters(args))
-            metrics = {k: run.metrics[k] for k in ("miou", "iou", "boundary_miou", "non_boundary_miou", "last_losses", "cost")}
+            run = train(
+                tqdm,
+                seed=seed,
+                name=name,
+                val_every=0,
+                max_width=10,
+                resume=True,
+                **more,
+                **BUDGET[args.dataset],
+                **parameters(args),
+            )
+            metrics = {
+                k: run.metrics[k] for k in ("miou", "iou", "boundary_miou", "non_boundary_miou", "last_losses", "cost")
+            }
         except ValueError as error: # a training that diverged is a result
             metrics = dict(failed=str(error))
         record = {k: v for k, v in run.record.items() if k != "config"} if "failed" not in metrics else provenance()
-        config = {k: v for k, v in run.record["config"].items() if k not in ("runs", "data_root", "init_weights", "edge_net")} if "failed" not in metrics else more
-        write_json(path, dict(variant=variant, choice=choice, dataset=args.dataset, seed=seed, metrics=metrics, config=config, **{k: v for k, v in record.items() if k != "init_weights"}))
+        config = (
+            {
+                k: v
+                for k, v in run.record["config"].items()
+                if k not in ("runs", "data_root", "init_weights", "edge_net")
+            }
+            if "failed" not in metrics
+            else more
+        )
+        write_json(
+            path,
+            dict(
+                variant=variant,
+                choice=choice,
+                dataset=args.dataset,
+                seed=seed,
+                metrics=metrics,
+                config=config,
+                **{k: v for k, v in record.items() if k != "init_weights"},
+            ),
+        )
 
 
 def main():
-    parser = argparse.ArgumentParser("benchmarks.softening", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "benchmarks.softening", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("step", choices=("stages", "grid", "training"))
     parser.add_argument("dataset", choices=("scenes", "camvid"))
     parser.add_argument("--data-root", default="")

@@ -4,14 +4,16 @@
 
 Forward, loss, backward and SGD step of DeepLab-v2 as in the paper (21 classes, output stride 8, four layers, frozen
 batch-norm, random weights whose blocks begin near the identity) on one random batch of 321x321: with PPCE, and with
-PPCE + SEMEDA (`SemedaLoss`) on the same network. Weights and momentum must be finite at the end: NaN has a speed of its own.
+PPCE + SEMEDA (`SemedaLoss`) on the same network. Weights and momentum must be finite at the end: NaN has a speed of
+its own.
 bfloat16 is autocast around the network; the losses compute in float32. With --compile, also network and loss
-through torch.compile, which takes a minute each; value and gradients must be those of the eager step. On a GPU the batch is 6, the paper's, both precisions are
-measured, the compiled steps too unless --no-compile is given. Extra memory is the most that live tensors hold
-during a step beyond network, batch and momentum.
+through torch.compile, which takes a minute each; value and gradients must be those of the eager step. On a GPU the
+batch is 6, the paper's, both precisions are measured, the compiled steps too unless --no-compile is given. Extra
+memory is the most that live tensors hold during a step beyond network, batch and momentum.
 
 The floor is the multiply-adds of the network's convolutions, forward and back, without those of padding, at the
-best rate of a large matrix product of the same dtype in the same process, before and after. Writes results/bench/step-DEVICE.json.
+best rate of a large matrix product of the same dtype in the same process, before and after. Writes
+results/bench/step-DEVICE.json.
 """
 import argparse
 import sys
@@ -33,19 +35,22 @@ PPCE, SEMEDA = "PPCE", "PPCE + SEMEDA"
 
 class Step:
     "Training steps of one network on one batch"
-    def __init__(self, backbone, precision, batch, side, device):
+    def __init__(self, backbone, precision, batch, side, device, losses=None):
         torch.manual_seed(0)
         style = "torchvision" if backbone == "resnet18" else "caffe"
         self.net = DeepLabV2(CLASSES, backbone, style=style).to(device).train()
-        for name, module in self.net.named_modules(): # the last of a block; random blocks one after another would grow without bound
-            if isinstance(module, nn.BatchNorm2d) and name.endswith("bn2" if backbone == "resnet18" else "bn3"): nn.init.constant_(module.weight, .2)
-        self.optimizer = torch.optim.SGD([p for p in self.net.parameters() if p.requires_grad], lr=5e-4, momentum=.9, weight_decay=5e-4)
-        self.images, self.labels = torch.randn(batch, 3, side, side, device=device), regions((batch, side, side), CLASSES, void=True).long().to(device)
-        self.losses = {PPCE: PPCELoss().to(device), SEMEDA: SemedaLoss(shipped_edge_net("voc")).to(device)}
-        self.precision, self.autocast = precision, lambda: torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
+        near_identity(self.net, "bn2" if backbone == "resnet18" else "bn3")
+        trained = [p for p in self.net.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.SGD(trained, lr=5e-4, momentum=.9, weight_decay=5e-4)
+        self.images = torch.randn(batch, 3, side, side, device=device)
+        self.labels = regions((batch, side, side), CLASSES, void=True).long().to(device)
+        losses = losses or {PPCE: PPCELoss(), SEMEDA: SemedaLoss(shipped_edge_net("voc"))}
+        self.losses = {name: loss.to(device) for name, loss in losses.items()}
+        self.precision, self.device = precision, device
 
     def logits(self, net):
-        with self.autocast(): return net(self.images).float()
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return net(self.images).float()
 
     def ways(self, compiled):
         "A step with each loss"
@@ -61,9 +66,13 @@ class Step:
     def macs(self):
         "Multiply-adds of the network's convolutions, forward and back"
         counts = []
-        hooks = [m.register_forward_hook(lambda m, inputs, out: counts.append(macs_inside(m, inputs[0], out) * (1 + m.weight.requires_grad + inputs[0].requires_grad))) for m in self.net.modules() if isinstance(m, nn.Conv2d)]
+        def count(conv, inputs, out):
+            passes = 1 + conv.weight.requires_grad + inputs[0].requires_grad
+            counts.append(macs_inside(conv, inputs[0], out) * passes)
+        hooks = [m.register_forward_hook(count) for m in self.net.modules() if isinstance(m, nn.Conv2d)]
         self.logits(self.net)
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
         return sum(counts)
 
     def check(self, compiled):
@@ -72,28 +81,41 @@ class Step:
             logits = self.logits(self.net)
             alone, both = (loss(logits, self.labels) for loss in self.losses.values())
         assert torch.allclose(alone, F.cross_entropy(logits, self.labels, ignore_index=255), rtol=1e-4) and both > alone
-        if not compiled: return
+        if not compiled:
+            return
         net, close = torch.compile(self.net), 1e-3 if self.precision == "float32" else 2e-2
         for name, loss in self.losses.items():
-            (value, gradient), (other, its) = (self.value_and_gradient(*pair) for pair in ((self.net, loss), (net, torch.compile(loss))))
-            assert abs(value - other) <= close * value and (gradient - its).norm() <= 5 * close * gradient.norm(), f"{name}, compiled, differs from eager"
+            value, gradient = self.value_and_gradient(self.net, loss)
+            other, its = self.value_and_gradient(net, torch.compile(loss))
+            agree = abs(value - other) <= close * value and (gradient - its).norm() <= 5 * close * gradient.norm()
+            assert agree, f"{name}, compiled, differs from eager"
 
     def value_and_gradient(self, net, loss):
         "Loss, and the gradients of the classifier's weights"
         value = loss(self.logits(net), self.labels)
-        return value.detach(), torch.cat([g.flatten() for g in torch.autograd.grad(value, list(self.net.head.parameters()))])
+        gradients = torch.autograd.grad(value, list(self.net.head.parameters()))
+        return value.detach(), torch.cat([g.flatten() for g in gradients])
 
     def check_finite(self):
-        momentum = [state["momentum_buffer"] for state in self.optimizer.state.values()]
-        assert all(t.isfinite().all() for t in [*self.net.parameters(), *momentum]), "weights or momentum are not finite any more"
+        tensors = [*self.net.parameters(), *(state["momentum_buffer"] for state in self.optimizer.state.values())]
+        assert all(t.isfinite().all() for t in tensors), "weights or momentum are not finite any more"
+
+
+def near_identity(net, last):
+    "Scale the last batch-norm of each block: random blocks one after another would grow without bound"
+    for name, module in net.named_modules():
+        if isinstance(module, nn.BatchNorm2d) and name.endswith(last):
+            nn.init.constant_(module.weight, .2)
 
 
 def macs_inside(conv, x, out):
     "Multiply-adds of a convolution's forward pass whose input is inside the image"
     def taps(size, outputs, axis):
-        kernel, stride, padding, dilation = (getattr(conv, key)[axis] for key in ("kernel_size", "stride", "padding", "dilation"))
+        kernel, stride = conv.kernel_size[axis], conv.stride[axis]
+        padding, dilation = conv.padding[axis], conv.dilation[axis]
         return sum(0 <= i * stride - padding + k * dilation < size for i in range(outputs) for k in range(kernel))
-    return len(x) * conv.out_channels * conv.in_channels // conv.groups * taps(x.shape[2], out.shape[2], 0) * taps(x.shape[3], out.shape[3], 1)
+    inside = taps(x.shape[2], out.shape[2], 0) * taps(x.shape[3], out.shape[3], 1)
+    return len(x) * conv.out_channels * conv.in_channels // conv.groups * inside
 
 
 def tf32(precision, device):
@@ -122,10 +144,12 @@ def main(argv=None):
                 ways = step.ways(mode)
                 times = take_turns(ways, args, warm=3 if gpu else 1)
                 extra = {"extra_mib": {name: peak_extra(way, args.device) / MIB for name, way in ways.items()}}
-                case = f"{backbone}, {batch}x3x{side}x{side}, {precision}{' (TF32 convolutions)' * tf32(precision, args.device)}, {'compiled' if mode else 'eager'}"
+                kind = precision + (" (TF32 convolutions)" if tf32(precision, args.device) else "")
+                case = f"{backbone}, {batch}x3x{side}x{side}, {kind}, {'compiled' if mode else 'eager'}"
                 mine += rows_of(case, times, PPCE, **extra)
             step.check_finite()
-            rates[precision] = {name: max(rate, rates[precision][name]) for name, rate in machine_rates(args, PRECISIONS[precision]).items()}
+            later = machine_rates(args, PRECISIONS[precision])
+            rates[precision] = {name: max(rate, later[name]) for name, rate in rates[precision].items()}
             floor = 1000 * macs / rates[precision]["macs_per_second"]
             rows += [row | dict(macs=macs, floor_ms=floor, times_floor=row["ms"] / floor) for row in mine]
             torch.compiler.reset()
@@ -134,4 +158,5 @@ def main(argv=None):
     return 0
 
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

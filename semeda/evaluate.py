@@ -13,16 +13,18 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
 from .core import Arguments, InputError, command, markdown_table, one_line, percent, read_json, some
-from .data import load_data
+from .data import find_dataset, load_data
 from .evaluation import FILES, Source, count, evaluate, summarise, whole_number # noqa: F401, also found here
 from .masks import (Reading, match_masks, read_class_names, read_masks, read_pair, # noqa: F401
                           read_palette)
@@ -30,6 +32,8 @@ from .intervals import paired_bootstrap, paired_mean
 from .metrics import reported_scores
 from .reading import read_label_map
 from .report import WIDTHS, chosen_images, difference_rows, score_tables # noqa: F401, also found here
+from .segment import predict_images
+from .trained import load_network
 from .trainer import load_run
 
 # %% ../nbs/08_scoring.ipynb #07d80527
@@ -82,16 +86,30 @@ def evaluate_folders(
     config |= {name: value for name, value in further.items() if value}
     return evaluate(Source(list(pairs), read, names, colours[:num_classes], config), out, progress)
 
-# %% ../nbs/08_scoring.ipynb #4121124f
-def _other_data(run: Any, split: str, dataset: str, data_root: str) -> Any:
-    "Data of the run's classes from another place or split"
-    config = run.config
-    size = tuple(map(int, config.image_size.lower().split("x"))) if config.image_size else None
-    data = load_data(dataset or config.dataset, split, data_root or config.data_root, run.val_data.num_classes, size)
-    if data.num_classes != run.val_data.num_classes:
-        raise InputError(f"dataset {data.name} has {data.num_classes} classes; expected the run's "
-                         f"{run.val_data.num_classes}")
-    return data
+# %% ../nbs/08_scoring.ipynb #bc63bb3d
+def _own_data(run_folder: str | Path, changes: dict) -> tuple[Any, Callable, dict]:
+    "Validation data of a run, what predicts its image of a number, and what the run was"
+    run = load_run(run_folder, **changes)
+    about = dict(dataset=run.config.dataset, void=run.config.void, final_weights=run.metrics["final_weights"])
+    return run.val_data, lambda i: run.predict(run.val_data.images[i]).cpu(), about
+
+def _other_data(run_folder: str | Path, split: str, dataset: str, data_root: str) -> tuple[Any, Callable, dict]:
+    "Other data for a run's network, what predicts its image of a number, and what the run was"
+    network = load_network(run_folder, "cuda" if torch.cuda.is_available() else "cpu")
+    folder = Path(run_folder).expanduser()
+    config, weights = read_json(folder/"config.json")["config"], read_json(folder/"metrics.json")["final_weights"]
+    given: dict[str, Any] = dict(data_root=data_root, size=network.image_size)
+    if not dataset:
+        given |= dict(data_root=data_root or config["data_root"], val_group=config.get("val_group", ""))
+    name = dataset or config["dataset"]
+    if "num_classes" in find_dataset(name).settings:
+        given["num_classes"] = network.num_classes
+    data = load_data(name, split or "val", **given)
+    if data.num_classes != network.num_classes:
+        raise InputError(f"dataset {name} has {data.num_classes} classes; expected the run's {network.num_classes}")
+    predict = lambda i: predict_images(network.net, [data.images[i]], network.style)[0].cpu()
+    data = replace(data, class_names=network.class_names, palette=network.palette) # a folder knows no names
+    return data, predict, dict(dataset=name, void=config["void"], final_weights=weights)
 
 def evaluate_run(
     run_folder: str | Path, # Of a finished run
@@ -106,18 +124,17 @@ def evaluate_run(
 ) -> dict: # What metrics.json holds
     "Evaluate a finished run on its validation split, or on other data"
     max_width = whole_number("max_width", max_width, 1, 254)
-    elsewhere = bool(split or dataset)
-    run = load_run(run_folder, **({} if dataset else changes))
-    data = run.val_data
-    if elsewhere:
-        data = _other_data(run, split or "val", dataset, str(changes.get("data_root", "")))
-    config = dict(run=str(run_folder), final_weights=run.metrics["final_weights"],
-                  dataset=dataset or run.config.dataset, max_width=max_width, void=void or run.config.void)
-    if elsewhere:
-        config |= dict(split=split or "val", data_root=str(changes.get("data_root", "")))
-    read = lambda i: (run.predict(data.images[i]).cpu(), data.labels[i])
-    source = Source([str(f) for f in data.files], read, run.val_data.class_names, data.palette, config)
-    return evaluate(source, out, progress)
+    further = {}
+    if split or dataset:
+        further = dict(split=split or "val", data_root=str(changes.get("data_root", "")))
+        data, predict, about = _other_data(run_folder, split, dataset, further["data_root"])
+    else:
+        data, predict, about = _own_data(run_folder, changes)
+    config = dict(run=str(run_folder), final_weights=about["final_weights"], dataset=about["dataset"],
+                  max_width=max_width, void=void or about["void"], **further)
+    read = lambda i: (predict(i), data.labels[i])
+    names = [str(file) for file in data.files]
+    return evaluate(Source(names, read, data.class_names, data.palette, config), out, progress)
 
 # %% ../nbs/08_scoring.ipynb #681b5371
 def load_counts(
@@ -182,9 +199,9 @@ def compare_evaluations(
     differences = paired_bootstrap(counts_a, counts_b, resamples, level, seed)
     for score in reported_scores():
         if score.mean_over_images:
-            numbers = [_image_numbers(folder, score.image_column, len(counts_a)) for folder in (a, b)]
-            if all(numbers):
-                differences[score.image_column] = paired_mean(*numbers, resamples, level, seed)
+            first, second = (_image_numbers(folder, score.image_column, len(counts_a)) for folder in (a, b))
+            if first and second:
+                differences[score.image_column] = paired_mean(first, second, resamples, level, seed)
     return differences
 
 # %% ../nbs/08_scoring.ipynb #fb51f1bb

@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -306,10 +307,11 @@ class SemedaLoss(FrozenEdgeNet):
 
     def save(self,
         path: str | Path, # A `.safetensors` file, replaced in one step
+        **about: Any, # Recorded in the file's metadata
     ):
         "Write Edge net and settings to a file that `SemedaLoss(path)` reads"
         settings = dict(lambdas=list(self.lambdas), relu=self.relu, norm=self.norm, reduction=self.reduction)
-        super().save(path, loss=settings)
+        super().save(path, loss=settings, **about)
 
 # %% ../nbs/02_losses.ipynb #5b26e3bb
 class _WithGradient(torch.autograd.Function):

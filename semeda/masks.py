@@ -87,13 +87,14 @@ class Reading:
         return read_label(path, self.num_classes, self.ignore_index, size, self.label_map, self.colours,
                           equal_channels=not self.colours, what=what)
 
-# %% ../nbs/43_masks.ipynb #f1004218
+# %% ../nbs/43_masks.ipynb #0b028161
 def _check_no_gaps(prediction: Tensor, label: Tensor, path: Path, reading: Reading):
     "Raise `InputError` where a prediction is void on a labelled pixel"
     gaps = int(((prediction == VOID) & (label != VOID)).sum())
     if gaps:
         void = VOID if reading.label_map or reading.colours else reading.ignore_index
-        raise InputError(f"prediction {path} contains {void} on {gaps} pixels whose label is a class; "
+        pixels = "1 pixel" if gaps == 1 else f"{gaps} pixels"
+        raise InputError(f"prediction {path} contains {void} on {pixels} whose label is a class; "
                          f"expected 0..{reading.num_classes - 1} there")
 
 def read_masks(

@@ -23,15 +23,16 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 # %% ../nbs/06_trainer.ipynb #5652bfc3
-from .config import MAY_DIFFER, PRESETS, Config, help_of, resolve
+from .config import MAY_DIFFER, PRESETS, Config, help_of, image_size_of, resolve
 from .core import BAR, Arguments, InputError, one_line, provenance, weights_hash, write_json
-from .data import TrainingCrops, normalise
+from .data import TrainingCrops
 from .launchers import SharedError, is_reporting_process, run_on_all_ranks
 from .loss_registry import advance_loss, loss_across_processes, loss_terms
 from .metrics import build_metrics, history_values, metric_entries
 from .optimise import RunningMeans, Timer, parameter_groups, poly_decay, sync_batch_norm
 from .run import finished_metrics, read_metrics, read_record, run_folder, runs_folder, unlock_run
 from .run_setup import RunSetup
+from .segment import predict_image
 from .settings import notebook_parameters, read_settings
 
 # %% ../nbs/06_trainer.ipynb #2d77f0c0
@@ -153,14 +154,13 @@ class _RunScores(_RunLoop):
     "Predictions and scores of a run"
     @torch.no_grad()
     def predict(self,
-        image: Tensor, # uint8, shape (3, H, W), RGB
+        image: Any, # A path, a uint8 array (H, W, 3) or tensor (3, H, W), or a Pillow image
+        tile: int = 0, # Side of overlapping tiles at full size; 0: the whole image, resized as in training
     ) -> Tensor: # uint8, shape (H, W): predicted classes
-        "Segment one image"
+        "Segment one image; the mask has its size"
         self.net.eval().to(self.fabric.device)
-        images = normalise(image[None].to(self.fabric.device), style=self.config.style)
         with self.fabric.autocast():
-            logits = self.net(images)
-        return logits.argmax(dim=1)[0].to(torch.uint8)
+            return predict_image(self.net, image, self.config.style, image_size_of(self.config), tile)
 
     def _measure(self):
         "The scores of the validation split, shared by the processes"

@@ -30,7 +30,9 @@ def denormals_as_they_were():
 def run(*command, cwd=None, **kwargs):
     "Run a command, capture what it prints"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYDEVD_DISABLE_FILE_VALIDATION": "1", **kwargs.pop("env", {})}
-    return subprocess.run([str(c) for c in command], cwd=cwd or ROOT, env=env, capture_output=True, text=True, timeout=400, **kwargs)
+    return subprocess.run(
+        [str(c) for c in command], cwd=cwd or ROOT, env=env, capture_output=True, text=True, timeout=400, **kwargs
+    )
 
 
 def train(*args, cwd=None):
@@ -52,7 +54,9 @@ def write_camvid(root, suffix=".png", count=(3, 2), size=(24, 18), void=11):
         for i in range(n):
             labels = np.kron(rng.integers(0, 12, (size[1] // 6, size[0] // 6)), np.ones((6, 6))).astype(np.uint8)
             labels[labels == 11] = void
-            Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).save(root / split / f"{i:04}{suffix}")
+            Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).save(
+                root / split / f"{i:04}{suffix}"
+            )
             Image.fromarray(labels).save(root / f"{split}annot" / f"{i:04}.png")
     return root
 

@@ -1,7 +1,8 @@
-"""What the committed run of version 0.1.0, tests/data/run_v1, was made from; `python -m tests.old_run FOLDER` makes it again.
+"""What the committed run of version 0.1.0, tests/data/run_v1, was made from.
 
-Most weights of its network are one of three values and never trained (their batch-norm is zero), so that its checkpoint,
-with momentum and all, packs into a quarter of a MiB; the stem, the shortcuts and the head are trained.
+`python -m tests.old_run FOLDER` makes it again. Most weights of its network are one of three values and never trained
+(their batch-norm is zero), so that its checkpoint, with momentum and all, packs into a quarter of a MiB; the stem, the
+shortcuts and the head are trained.
 """
 import sys
 import zipfile

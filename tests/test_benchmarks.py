@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import edge_maps, loss, pipeline, step, throughput, timing, trimap
+from benchmarks import edge_maps, loss, losses, pipeline, step, throughput, timing, trimap
 from semeda.edges import edge_map
 from semeda.metrics import boundary_iou_counts
 
@@ -34,11 +34,22 @@ def quick(module, folder, *more, device="cpu"):
     name = module.__name__.rpartition(".")[2]
     assert [p.name for p in folder.iterdir()] == [f"{name}-{device}.json"]
     record = json.loads((folder / f"{name}-{device}.json").read_text())
-    assert (record["benchmark"], record["device"], record["quick"]) == (name, device, True) and record["arguments"]["rounds"] == 2
-    assert record["processor"] and record["versions"]["torch"] == torch.__version__.partition("+")[0] and record["cpu_threads"] >= 1 and "git_commit" in record
+    assert (record["benchmark"], record["device"], record["quick"]) == (name, device, True) and record["arguments"][
+        "rounds"
+    ] == 2
+    assert (
+        record["processor"]
+        and record["versions"]["torch"] == torch.__version__.partition("+")[0]
+        and record["cpu_threads"] >= 1
+        and "git_commit" in record
+    )
     assert not any(str(folder) in str(v) for v in record.values())
     for row in record["rows"]:
-        assert (row["q1"] <= row["ms"] <= row["q3"] and row["rounds"] == 2 and row["ratio"] > 0) if row["ms"] is not None else row["note"]
+        assert (
+            (row["q1"] <= row["ms"] <= row["q3"] and row["rounds"] == 2 and row["ratio"] > 0)
+            if row["ms"] is not None
+            else row["note"]
+        )
     return record
 
 
@@ -64,15 +75,32 @@ def test_losses_that_differ_are_noticed():
 
 
 @devices
+def test_every_loss(tmp_path, device, monkeypatch):
+    names = ("ppce", "ubernet", "semeda", "edge_iou")
+    monkeypatch.setattr(losses, "LOSSES", {name: losses.LOSSES[name] for name in names})
+    record = quick(losses, tmp_path, "--losses", "semeda+edge_iou(weight=2)", device=device)
+    assert ways(record) == {"PPCE", "SEMEDA", "PPCE + edge IoU", "SEMEDA + edge IoU (weight 2)"}
+    assert {row["case"].partition(",")[0] for row in record["rows"]} == {"alone", "step"}
+    assert all(row["extra_mib"] > 0 for row in record["rows"] if row["ms"] is not None)
+    assert {row["note"] for row in record["rows"] if row["way"] == "Ubernet"} == {"needs an edge head"}
+
+
+@devices
 def test_step(tmp_path, device):
     record = quick(step, tmp_path, "--batch", "1", "--precisions", "float32", "--no-compile", device=device)
     assert ways(record) == {"PPCE", "PPCE + SEMEDA"} and record["about"]["batch"] == 1
-    assert all(row["floor_ms"] > 0 and row["extra_mib"] > 0 and "float32" in row["case"] and row["case"].endswith("eager") for row in record["rows"])
+    assert all(
+        row["floor_ms"] > 0 and row["extra_mib"] > 0 and "float32" in row["case"] and row["case"].endswith("eager")
+        for row in record["rows"]
+    )
 
 
 def test_compiled_step_is_checked(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda module: module)
-    assert {row["case"].rpartition(", ")[2] for row in quick(step, tmp_path, "--compile")["rows"]} == {"eager", "compiled"}
+    assert {row["case"].rpartition(", ")[2] for row in quick(step, tmp_path, "--compile")["rows"]} == {
+        "eager",
+        "compiled",
+    }
     monkeypatch.setattr(torch, "compile", lambda module: (lambda *x: 1.1 * module(*x)))
     with pytest.raises(AssertionError, match="compiled, differs from eager"):
         step.main(["--quick", "--compile"])
@@ -144,11 +172,19 @@ class Slow(torch.utils.data.Dataset):
         return torch.zeros(3, 16, 16), torch.zeros(16, 16, dtype=torch.long)
 
 
-@pytest.mark.filterwarnings("ignore:`smp.utils`:DeprecationWarning", "ignore::UserWarning:lightning", "ignore:`isinstance.treespec")
+@pytest.mark.filterwarnings(
+    "ignore:`smp.utils`:DeprecationWarning", "ignore::UserWarning:lightning", "ignore:`isinstance.treespec"
+)
 def test_throughput(tmp_path):
     record = quick(throughput, tmp_path)
     assert {throughput.OURS, throughput.PLAIN, throughput.FLOOR} <= ways(record)
-    assert {row["way"] for row in record["rows"]} == {throughput.OURS, throughput.PLAIN, throughput.FLOOR, throughput.SMP, throughput.LIGHTNING}
+    assert {row["way"] for row in record["rows"]} == {
+        throughput.OURS,
+        throughput.PLAIN,
+        throughput.FLOOR,
+        throughput.SMP,
+        throughput.LIGHTNING,
+    }
 
 
 def test_erosions_count_boundary_iou():
@@ -170,12 +206,18 @@ def test_turns_rotate_and_ratios_are_within_a_round():
     times = timing.take_turns(dict(a=way("a", .001), b=way("b", .002)), args, warm=1)
     assert calls == ["a", "b", *"abbaabba"] and times["a"] == pytest.approx([3, 4, 5, 6])
     a, b = timing.rows_of("case", times, "a", dict(b=5.))
-    assert (a["ratio"], b["ratio"], b["ms"], b["q1"], b["rounds"]) == pytest.approx((1, 2, 9, 7.5, 4)) and b["times_floor"] == pytest.approx(1.8) and "times_floor" not in a
+    assert (
+        (a["ratio"], b["ratio"], b["ms"], b["q1"], b["rounds"]) == pytest.approx((1, 2, 9, 7.5, 4))
+        and b["times_floor"] == pytest.approx(1.8)
+        and "times_floor" not in a
+    )
 
 
 def test_a_turn_of_several_calls_counts_their_median():
-    took = iter([9., 1., 2., 3., 8., 5., 4.]) # the first to warm up
-    assert timing.take_turns(dict(a=lambda: next(took)), timing.parse(timing.parser("x", "", 2, 60.), []), warm=1, calls=3)["a"] == [2000, 5000]
+    took = iter([9., 1., 2., 3., 8., 5., 4.])  # the first to warm up
+    assert timing.take_turns(
+        dict(a=lambda: next(took)), timing.parse(timing.parser("x", "", 2, 60.0), []), warm=1, calls=3
+    )["a"] == [2000, 5000]
 
 
 def test_peak_of_memory_counts_live_tensors():
@@ -192,12 +234,21 @@ def test_a_quick_look_writes_nothing_unless_told_where(tmp_path, monkeypatch):
 
 def test_command(monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(command.subprocess, "run", lambda line: seen.append(line[2:]) or subprocess.CompletedProcess(line, "benchmarks.step" in line))
+    monkeypatch.setattr(
+        command.subprocess,
+        "run",
+        lambda line: seen.append(line[2:]) or subprocess.CompletedProcess(line, "benchmarks.step" in line),
+    )
     assert command.main(["loss", "step", "--quick"]) == 1
-    assert seen == [["benchmarks.loss", "--device", "cpu", "--quick"], ["benchmarks.step", "--device", "cpu", "--quick"]] and "failed: step" in capsys.readouterr().err
+    assert (
+        seen == [["benchmarks.loss", "--device", "cpu", "--quick"], ["benchmarks.step", "--device", "cpu", "--quick"]]
+        and "failed: step" in capsys.readouterr().err
+    )
     seen.clear()
     command.main(["--device", "cuda", "--out", "folder"])
-    assert [line[0].rpartition(".")[2] for line in seen] == [n for n in command.NAMES if n != "trimap"] and seen[0][1:] == ["--device", "cuda", "--out", "folder"]
+    assert [line[0].rpartition(".")[2] for line in seen] == [n for n in command.NAMES if n != "trimap"] and seen[0][
+        1:
+    ] == ["--device", "cuda", "--out", "folder"]
     with pytest.raises(SystemExit):
         command.main(["speed"])
     assert "benchmark is 'speed'; choose from edge_maps, loss" in capsys.readouterr().err

@@ -23,7 +23,9 @@ def test_init_weights_reports(tmp_path):
     assert {"fc.weight", "layer4.0.conv1.weight"} <= set(report["unused"])
     assert report["style"] == "torchvision"
     line = weights_line(report, "w.pth")
-    assert "missing: layer3.1.conv1.weight, layer3.1.bn1.weight" in line and "unused: layer4" in line and "\n" not in line
+    assert (
+        "missing: layer3.1.conv1.weight, layer3.1.bn1.weight" in line and "unused: layer4" in line and "\n" not in line
+    )
 
 
 def test_a_trunk_of_another_library(tmp_path):

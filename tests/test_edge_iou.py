@@ -46,8 +46,15 @@ def case(seed, shape, classes, void=.2):
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10**6), batch=st.integers(1, 2), height=st.integers(1, 6), width=st.integers(1, 6),
-       classes=st.integers(2, 4), reaches=st.sampled_from([(1,), (2,), (1, 3), (2, 4, 8)]), void=st.sampled_from([0, .3]))
+@given(
+    seed=st.integers(0, 10**6),
+    batch=st.integers(1, 2),
+    height=st.integers(1, 6),
+    width=st.integers(1, 6),
+    classes=st.integers(2, 4),
+    reaches=st.sampled_from([(1,), (2,), (1, 3), (2, 4, 8)]),
+    void=st.sampled_from([0, 0.3]),
+)
 def test_equals_the_definition(seed, batch, height, width, classes, reaches, void):
     logits, labels = case(seed, (batch, height, width), classes, void)
     expected = brute_force(logits, labels, reaches)

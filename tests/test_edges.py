@@ -10,7 +10,9 @@ from scipy.ndimage import distance_transform_cdt
 
 from semeda.edges import InputError, chessboard_distance, edge_distance, edge_map, trimap
 
-masks = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(lambda shape: arrays(np.int64, shape, elements=st.sampled_from([0, 1, 2, 255])))
+masks = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
+    lambda shape: arrays(np.int64, shape, elements=st.sampled_from([0, 1, 2, 255]))
+)
 
 
 def brute_edges(labels, void):
@@ -76,21 +78,39 @@ def test_no_edge_at_all():
 def test_batches_and_dtypes(shape):
     labels = torch.randint(0, 3, shape)
     whole = edge_map(labels)
-    assert torch.equal(whole, torch.stack([torch.from_numpy(brute_edges(image, "label")) for image in labels.flatten(0, 1).numpy()]).view(shape))
+    assert torch.equal(
+        whole,
+        torch.stack([torch.from_numpy(brute_edges(image, "label")) for image in labels.flatten(0, 1).numpy()]).view(
+            shape
+        ),
+    )
     for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
         assert torch.equal(edge_map(labels.to(dtype)), whole) and edge_map(labels.to(dtype)).is_contiguous()
     assert torch.equal(edge_map(labels[1, 2]), whole[1, 2])
     usual = edge_map(torch.where(labels == 2, 255, labels))
-    for void, dtype in ((-100, torch.int64), (-100, torch.int8), (2, torch.uint8), (9, torch.uint8), (255, torch.uint8), (2, torch.int64)):
+    for void, dtype in (
+        (-100, torch.int64),
+        (-100, torch.int8),
+        (2, torch.uint8),
+        (9, torch.uint8),
+        (255, torch.uint8),
+        (2, torch.int64),
+    ):
         assert torch.equal(edge_map(torch.where(labels == 2, void, labels).to(dtype), ignore_index=void), usual)
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: edge_map(torch.zeros(3, 3)), "labels are torch.float32; expected an integer dtype"),
-    (lambda: edge_map(torch.zeros(3, dtype=torch.long)), "labels have shape (3,); expected (..., H, W)"),
-    (lambda: edge_map(torch.zeros(3, 3, dtype=torch.long), void="skip"), "void is 'skip'; expected 'ignore' or 'label'"),
-    (lambda: trimap(torch.zeros(3, 3, dtype=torch.long), 0), "max_distance is 0; expected 1..254"),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: edge_map(torch.zeros(3, 3)), "labels are torch.float32; expected an integer dtype"),
+        (lambda: edge_map(torch.zeros(3, dtype=torch.long)), "labels have shape (3,); expected (..., H, W)"),
+        (
+            lambda: edge_map(torch.zeros(3, 3, dtype=torch.long), void="skip"),
+            "void is 'skip'; expected 'ignore' or 'label'",
+        ),
+        (lambda: trimap(torch.zeros(3, 3, dtype=torch.long), 0), "max_distance is 0; expected 1..254"),
+    ],
+)
 def test_bad_input(call, words):
     with pytest.raises(InputError) as e:
         call()

@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import resource
+import shutil
 import struct
 import sys
 import weakref
@@ -15,7 +16,7 @@ from PIL import Image
 
 from semeda import evaluation
 from semeda.core import InputError
-from semeda.data import scenes
+from semeda.data import load_data, scenes
 from semeda.evaluate import (
     FILES,
     Source,
@@ -344,7 +345,7 @@ BAD = dict(
     void=(lambda p, l: put(p, "first", np.full((4, 6), 255, np.uint8)),
           "pred/first.png contains 255 on 22 pixels whose label is a class; expected 0..2 there"),
     one_void_pixel=(lambda p, l: one_void(p),
-                    "pred/first.png contains 255 on 1 pixels whose label is a class; expected 0..2 there"),
+                    "pred/first.png contains 255 on 1 pixel whose label is a class; expected 0..2 there"),
     empty=(lambda p, l: [f.unlink() for f in p.iterdir()], "pred has no PNG files; expected one for each image"),
     missing=(lambda p, l: l.rename(l.with_name("elsewhere")), "label is not there; expected a folder of PNG files"),
     text=(lambda p, l: (l / "first.png").write_text("hello"), "label/first.png cannot be decoded"),
@@ -638,6 +639,56 @@ def test_a_run(finished, tmp_path):
     assert other["miou"] == mine["miou"] and other["boundary_miou"] != mine["boundary_miou"]
 
 
+def test_a_run_on_other_data(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("semeda.evaluate.load_data", lambda dataset, split, **_: scenes(split, 5) if dataset == "scenes"
+                        else load_data(dataset, split, **_))
+    asked = ["--run", str(finished.folder), "--max-width=3"]
+    assert main([*asked, "--split=train", f"--out={tmp_path / 'train'}"]) == 0
+    train = json.loads((tmp_path / "train" / "metrics.json").read_text())
+    assert train["images"] == 5 and train["config"]["split"] == "train"
+    data = scenes("val", 4)
+    for kind, values in (("images", data.images), ("labels", data.labels)):
+        for i, value in enumerate(values):
+            folder = tmp_path / "mine" / "val" / kind
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(value.permute(1, 2, 0).numpy() if value.dim() == 3 else value.numpy()).save(
+                folder / f"{i}.png"
+            )
+    elsewhere = [*asked, "--dataset=folder", f"--data-root={tmp_path / 'mine'}"]
+    assert main([*elsewhere, f"--out={tmp_path / 'mine' / 'out'}"]) == 0
+    mine = json.loads((tmp_path / "mine" / "out" / "metrics.json").read_text())
+    assert mine["miou"] == pytest.approx(finished.metrics["miou"], abs=1e-6) # the same four images
+    assert mine["class_names"] == data.class_names and mine["config"]["dataset"] == "folder"
+    capsys.readouterr()
+    for argv, words in (
+        ([*asked, "--dataset=nothing"], "nothing"),
+        (
+            [*asked, "--dataset=folder", "--data-root=/nowhere"],
+            "data_root is '/nowhere'; expected the folder of the folder",
+        ),
+        ([*elsewhere, "--split=test"], "test"),
+    ):
+        assert main([*argv, f"--out={tmp_path / 'no'}"]) == 2
+        assert words in told(capsys) and not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("fault", ["missing", "zero bytes", "other weights"])
+def test_a_run_without_its_own_checkpoint_is_refused(finished, tmp_path, capsys, fault):
+    run = shutil.copytree(finished.folder, tmp_path / "run")
+    checkpoint = run / "checkpoint.pt"
+    if fault == "other weights":
+        state = torch.load(checkpoint, weights_only=True)
+        next(v for v in state["net"].values() if v.is_floating_point()).add_(1)
+        torch.save(state, checkpoint)
+    else:
+        checkpoint.unlink()
+    if fault == "zero bytes":
+        checkpoint.touch()
+    for further in ([], ["--split=train"]):
+        assert main(["--run", str(run), f"--out={tmp_path / 'out'}", *further]) == 2
+        assert "checkpoint" in told(capsys) and not (tmp_path / "out").exists()
+
+
 def notebook_arguments(**parameters):
     return [x for k, v in parameters.items() for x in ("-p", k, v)]
 
@@ -660,24 +711,29 @@ def test_notebook_on_folders(tmp_path):
     assert (tmp_path / "out" / "pictures" / "trimap.png").stat().st_size > 5000
 
 
-def test_notebook_ends_with_the_line(tmp_path):
-    before = snapshot(tmp_path)
-    done = papermill(ROOT / "nbs" / "evaluate.ipynb", *notebook_arguments(pred="x", label="y", num_classes="abc"),
-                     cwd=tmp_path, pipe=True)
-    assert done.returncode != 0
-    assert "InputError: num_classes is 'abc'; expected a whole number 1..255" in done.stderr.strip().splitlines()[-1]
-    assert snapshot(tmp_path) == before
-
-
-def test_notebook_refuses_unknown_parameters():
-    "The cell that checks them, run as a notebook runs it"
+def run_cells(tmp_path, monkeypatch, **parameters):
+    "The notebook's cells in this process, with parameters as papermill injects them"
+    monkeypatch.setenv("MPLBACKEND", "agg")
     cells = json.loads((ROOT / "nbs" / "evaluate.ipynb").read_text())["cells"]
-    parameters, check = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"][:2]
-    namespace = dict(In=[parameters, "# Parameters\nwidth = 3\n"])
-    exec(parameters, namespace)
-    namespace["width"] = 3
-    with pytest.raises(InputError, match="unknown parameter 'width'; choose from pred"):
-        exec(check, namespace)
+    first, *others = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    injected = "# Parameters\n" + "".join(f"{name} = {value!r}\n" for name, value in parameters.items())
+    namespace = dict(In=[first, injected])
+    for source in (first, injected, *others):
+        exec(source, namespace)
+
+
+@pytest.mark.parametrize("parameters, words", [
+    (dict(pred="x", label="y", num_classes="abc"), "num_classes is 'abc'; expected a whole number 1..255"),
+    (dict(pred="x", label="y", num_classes=3, max_width=3.7), "max_width is 3.7; expected a whole number 1..254"),
+    (dict(pred="nowhere", label="y", num_classes=3), "prediction folder nowhere is not there"),
+    (dict(pred="x", run_folder="y"), "run_folder is 'y' and pred 'x'; expected one of them"),
+    (dict(width=3), "unknown parameter 'width'; choose from pred"),
+])
+def test_notebook_refuses_bad_parameters(tmp_path, monkeypatch, parameters, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as e:
+        run_cells(tmp_path, monkeypatch, **parameters)
+    assert words in str(e.value) and not list(tmp_path.iterdir())
 
 
 def test_real_labels_of_camvid(tmp_path):

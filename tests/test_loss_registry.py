@@ -67,26 +67,32 @@ def batch():
     return torch.randn(2, 4, 9, 7, generator=g), labels
 
 
-@pytest.mark.parametrize("expression, words", [
-    ("sedema", "loss is 'sedema'; choose from ppce, ubernet, ppce_edges, semeda, edge_weighted, smp.NAME, semeda+smp.NAME"),
-    ("smp.Dice", "loss is 'smp.Dice'; choose from smp.DiceLoss"),
-    ("semeda+LovaszLoss", "loss is 'semeda+LovaszLoss'; choose from"),
-    ("ubernet+smp.DiceLoss", "expected a loss of the class logits alone"),
-    ("semeda+", "loss is 'semeda+'; expected a loss on both sides of +"),
-    ("+semeda", "expected a loss on both sides of +"),
-    ("", "expected a loss on both sides of +"),
-    ("smp.DiceLoss+semeda", "expected semeda at the beginning"),
-    ("smp.DiceLoss(weight=open('x'))", "expected arguments such as (weight=2)"),
-    ("smp.DiceLoss(2)", "expected arguments such as (weight=2)"),
-    ("smp.DiceLoss(**{})", "expected arguments such as (weight=2)"),
-    ("smp.DiceLoss(weight=1)(2)", "expected arguments such as (weight=2)"),
-    ("smp.DiceLoss(weight=2", "choose from"),
-    ("smp.DiceLoss weight", "choose from"),
-    ("smp.DiceLoss(wieght=2)", "loss smp.DiceLoss has no argument 'wieght'; choose from peer_weight, weight"),
-    (7, "loss is 7; expected text"),
-    ("no_such_module:Loss", "cannot be imported"),
-    ("torch.nn:NoSuchLoss", "has no NoSuchLoss"),
-])
+@pytest.mark.parametrize(
+    "expression, words",
+    [
+        (
+            "sedema",
+            "loss is 'sedema'; choose from ppce, ubernet, ppce_edges, semeda, edge_weighted, smp.NAME, semeda+smp.NAME",
+        ),
+        ("smp.Dice", "loss is 'smp.Dice'; choose from smp.DiceLoss"),
+        ("semeda+LovaszLoss", "loss is 'semeda+LovaszLoss'; choose from"),
+        ("ubernet+smp.DiceLoss", "expected a loss of the class logits alone"),
+        ("semeda+", "loss is 'semeda+'; expected a loss on both sides of +"),
+        ("+semeda", "expected a loss on both sides of +"),
+        ("", "expected a loss on both sides of +"),
+        ("smp.DiceLoss+semeda", "expected semeda at the beginning"),
+        ("smp.DiceLoss(weight=open('x'))", "expected arguments such as (weight=2)"),
+        ("smp.DiceLoss(2)", "expected arguments such as (weight=2)"),
+        ("smp.DiceLoss(**{})", "expected arguments such as (weight=2)"),
+        ("smp.DiceLoss(weight=1)(2)", "expected arguments such as (weight=2)"),
+        ("smp.DiceLoss(weight=2", "choose from"),
+        ("smp.DiceLoss weight", "choose from"),
+        ("smp.DiceLoss(wieght=2)", "loss smp.DiceLoss has no argument 'wieght'; choose from peer_weight, weight"),
+        (7, "loss is 7; expected text"),
+        ("no_such_module:Loss", "cannot be imported"),
+        ("torch.nn:NoSuchLoss", "has no NoSuchLoss"),
+    ],
+)
 def test_what_is_wrong_is_told_in_one_line(expression, words):
     with pytest.raises(InputError) as e:
         parse_loss(expression)
@@ -109,18 +115,31 @@ def test_arguments_and_settings(batch):
 
 def test_peer_weight_and_weight(batch):
     pytest.importorskip("segmentation_models_pytorch")
-    values = [build_loss(e, peer_weight=3.)(*batch) for e in ("smp.DiceLoss", "smp.DiceLoss(weight=3)", "ppce+smp.DiceLoss")]
+    values = [
+        build_loss(e, peer_weight=3.0)(*batch) for e in ("smp.DiceLoss", "smp.DiceLoss(weight=3)", "ppce+smp.DiceLoss")
+    ]
     assert values[0] == values[1] == values[2]
     loss = build_loss("smp.DiceLoss+smp.FocalLoss(weight=.5)")
     total = loss(*batch)
-    assert list(loss.terms) == ["ppce", "peer", "peer_2"] and loss_terms("smp.DiceLoss+smp.FocalLoss") == ("ppce", "semeda", "edges", "peer", "peer_2")
+    assert list(loss.terms) == ["ppce", "peer", "peer_2"] and loss_terms("smp.DiceLoss+smp.FocalLoss") == (
+        "ppce",
+        "semeda",
+        "edges",
+        "peer",
+        "peer_2",
+    )
     assert torch.allclose(total, sum(loss.terms.values()))
 
 
 def test_what_records_say():
     names = [name for name in LOSSES if name not in ("ppce", "semeda", "ubernet", "ppce_edges", "edge_weighted")]
     assert all(LOSSES[name].added and LOSSES[name].terms for name in names)
-    assert [needs_edge_net(e) for e in ("ppce", "semeda", "ppce_edges+smp.DiceLoss", "smp.DiceLoss")] == [False, True, True, False]
+    assert [needs_edge_net(e) for e in ("ppce", "semeda", "ppce_edges+smp.DiceLoss", "smp.DiceLoss")] == [
+        False,
+        True,
+        True,
+        False,
+    ]
     assert has_edge_head("ubernet") and not has_edge_head("semeda")
     assert all(loss_terms(e)[:4] == ("ppce", "semeda", "edges", "peer") for e in LOSSES)
     assert loss_slug("semeda+smp.LovaszLoss") == "semeda+smp.LovaszLoss"
@@ -131,20 +150,29 @@ def test_what_records_say():
 
 def test_labels_of_tables():
     assert loss_label("smp.LovaszLoss", lambdas=[1., 0., 0.], relu="before") == "PPCE + Lovasz"
-    assert loss_label("semeda+smp.DiceLoss", lambdas=[0., .25, 0.], relu="before", norm="l2", reduction="relative") == "SEMEDA (0, 0.25, 0) before ReLU, l2, relative + Dice"
+    assert (
+        loss_label("semeda+smp.DiceLoss", lambdas=[0.0, 0.25, 0.0], relu="before", norm="l2", reduction="relative")
+        == "SEMEDA (0, 0.25, 0) before ReLU, l2, relative + Dice"
+    )
     assert loss_label("edge_weighted", lambdas=[3., 0., 0.]) == "edge-weighted PPCE 3"
     assert loss_label("smp.DiceLoss(weight=.5)") == "PPCE + Dice (weight 0.5)"
 
 
 def test_lambdas():
-    assert default_lambdas("ubernet", paper=True) == [1., 0., 0.] and default_lambdas("semeda", paper=True) == [0., 1., 0.]
+    assert default_lambdas("ubernet", paper=True) == [1.0, 0.0, 0.0] and default_lambdas("semeda", paper=True) == [
+        0.0,
+        1.0,
+        0.0,
+    ]
     check_lambdas("ppce", [1., 1., 1.])
     with pytest.raises(InputError, match="expected lambda1,0,0 for ppce_edges"):
         check_lambdas("ppce_edges", [1., 1., 0.])
 
 
 def test_table_1():
-    assert list(TABLE1)[10] == "table1_11" and TABLE1["table1_11"] == dict(loss="semeda", lambdas=(0., 1., 0.), relu="before", reported=66.6)
+    assert list(TABLE1)[10] == "table1_11" and TABLE1["table1_11"] == dict(
+        loss="semeda", lambdas=(0.0, 1.0, 0.0), relu="before", reported=66.6
+    )
 
 
 def test_a_whole_loss_from_outside(own, batch):
@@ -165,8 +193,15 @@ def test_an_added_loss_from_outside(own, batch):
     assert parse_loss(f"{own}:record").parts[1].record.label == "mine"
 
 
-@pytest.mark.parametrize("name, words", [("Broken", "cannot be built: RuntimeError: no luck"), ("nothing", "gave a int; expected a torch.nn.Module"),
-                                         ("number", "is a int; expected a torch.nn.Module class"), ("Squared", "cannot be built: TypeError")])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("Broken", "cannot be built: RuntimeError: no luck"),
+        ("nothing", "gave a int; expected a torch.nn.Module"),
+        ("number", "is a int; expected a torch.nn.Module class"),
+        ("Squared", "cannot be built: TypeError"),
+    ],
+)
 def test_a_faulty_loss_from_outside(own, name, words):
     with pytest.raises(InputError) as e:
         build_loss(f"{own}:{name}")
@@ -200,7 +235,9 @@ def one_of_two(rank, folder, state, logits, labels):
         model = nn.parallel.DistributedDataParallel(nn.Sequential(head, nn.Tanh()))
         loss = build_loss(expression, edge_net=net, num_classes=4)
         out = model(logits[rank:rank + 1])
-        value = loss_across_processes(loss, (out, out[:, :2]) if has_edge_head(expression) else out, labels[rank:rank + 1])
+        value = loss_across_processes(
+            loss, (out, out[:, :2]) if has_edge_head(expression) else out, labels[rank : rank + 1]
+        )
         value.backward()
         found[expression] = head.weight.grad, value.detach(), loss.terms
     torch.save(found, f"{folder}/{rank}.pt")

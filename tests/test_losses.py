@@ -7,7 +7,16 @@ import torch.nn.functional as F
 from semeda.core import InputError
 from semeda.edge_net import EdgeNet, one_hot
 from semeda.edges import edge_map
-from semeda.losses import PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss, ppce, ppce_on_edges, semeda, semeda_by_image
+from semeda.losses import (
+    PPCELoss,
+    PPCEOnEdgesLoss,
+    SemedaLoss,
+    UbernetLoss,
+    ppce,
+    ppce_on_edges,
+    semeda,
+    semeda_by_image,
+)
 
 
 @pytest.fixture
@@ -56,7 +65,11 @@ def by_pixel(logits, labels, net, lambdas, relu, norm, reduction):
 
 @pytest.mark.parametrize("lambdas", [(0., 1., 0.), (1., 0., 0.), (0., 0., 1.), (.25, .5, 1.)])
 @pytest.mark.parametrize("relu", ["before", "after"])
-@pytest.mark.parametrize("norm, reduction", [("l1", "channel_mean"), ("l1", "channel_sum"), ("l2", "channel_mean"), ("l1", "relative"), ("l2", "relative"), ("l1", "per_class"), ("l2", "per_class")])
+@pytest.mark.parametrize(
+    "norm, reduction",
+    [("l1", "channel_mean"), ("l1", "channel_sum"), ("l2", "channel_mean"), ("l1", "relative"), ("l2", "relative"),
+     ("l1", "per_class"), ("l2", "per_class")],
+)
 def test_semeda_is_eq_6(net, batch, lambdas, relu, norm, reduction):
     logits, labels = batch
     ours = semeda(logits, labels, net.weights, lambdas, relu, norm, reduction).item()
@@ -70,7 +83,11 @@ def test_ppce_is_torch(batch):
 
 @pytest.mark.parametrize("lambdas", [(1., 0., 0.), (0., 1., 0.), (.25, .5, 1.)])
 @pytest.mark.parametrize("relu", ["before", "after"])
-@pytest.mark.parametrize("norm, reduction", [("l1", "channel_mean"), ("l2", "channel_mean"), ("l1", "relative"), ("l2", "relative"), ("l1", "per_class"), ("l2", "per_class")])
+@pytest.mark.parametrize(
+    "norm, reduction",
+    [("l1", "channel_mean"), ("l2", "channel_mean"), ("l1", "relative"), ("l2", "relative"), ("l1", "per_class"),
+     ("l2", "per_class")],
+)
 def test_gradients(net, batch, lambdas, relu, norm, reduction):
     logits, labels = batch[0][:1, :, :4, :4].double().requires_grad_(), batch[1][:1, :4, :4]
     weights = [(k.detach(), b.detach()) for k, b in net.double().weights]
@@ -80,7 +97,11 @@ def test_gradients(net, batch, lambdas, relu, norm, reduction):
 
 @pytest.mark.parametrize("lambdas", [(0., 1., 0.), (1., 0., 0.), (0., 0., 1.), (.25, .5, 1.), (0., 0., 0.)])
 @pytest.mark.parametrize("relu", ["before", "after"])
-@pytest.mark.parametrize("norm, reduction", [("l1", "channel_mean"), ("l1", "channel_sum"), ("l2", "channel_mean"), ("l1", "relative"), ("l2", "relative"), ("l1", "per_class"), ("l2", "per_class")])
+@pytest.mark.parametrize(
+    "norm, reduction",
+    [("l1", "channel_mean"), ("l1", "channel_sum"), ("l2", "channel_mean"), ("l1", "relative"), ("l2", "relative"),
+     ("l1", "per_class"), ("l2", "per_class")],
+)
 @pytest.mark.parametrize("dtype, ignore", [(torch.long, 255), (torch.uint8, 255), (torch.int32, -1), (torch.uint8, 2)])
 def test_by_image_equals_eq_6(net, batch, lambdas, relu, norm, reduction, dtype, ignore):
     logits, labels = batch
@@ -100,17 +121,28 @@ def test_by_image_equals_eq_6(net, batch, lambdas, relu, norm, reduction, dtype,
     assert half.grad.dtype == torch.bfloat16 and torch.isfinite(half.grad).all()
 
 
-@pytest.mark.parametrize("shape, lambdas, relu, norm, reduction", [ # images one by one and some at a time, more rows than a strip
-    ((2, 4, 130, 510), (0., 1., 0.), "before", "l1", "channel_mean"),
-    ((5, 4, 70, 400), (1., .5, .25), "after", "l2", "relative"),
-])
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))])
+@pytest.mark.parametrize(
+    "shape, lambdas, relu, norm, reduction",
+    [  # images one by one and some at a time, more rows than a strip
+        ((2, 4, 130, 510), (0.0, 1.0, 0.0), "before", "l1", "channel_mean"),
+        ((5, 4, 70, 400), (1.0, 0.5, 0.25), "after", "l2", "relative"),
+    ],
+)
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
 def test_by_image_equals_eq_6_in_parts(shape, lambdas, relu, norm, reduction, device):
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(4, (shape[0], *shape[2:]), generator=generator)
     labels[0, 60:] = 255
-    labels, weights = labels.to(device), [(k.detach().double().to(device), b.detach().double().to(device)) for k, b in EdgeNet(4).weights]
-    logits = [torch.randn(shape, generator=generator.manual_seed(1), dtype=torch.double).to(device).requires_grad_() for _ in range(2)]
+    labels, weights = (
+        labels.to(device),
+        [(k.detach().double().to(device), b.detach().double().to(device)) for k, b in EdgeNet(4).weights],
+    )
+    logits = [
+        torch.randn(shape, generator=generator.manual_seed(1), dtype=torch.double).to(device).requires_grad_()
+        for _ in range(2)
+    ]
     values = [f(x, labels, weights, lambdas, relu, norm, reduction) for f, x in zip((semeda, semeda_by_image), logits)]
     gradients = [torch.autograd.grad(value, x)[0] for value, x in zip(values, logits)]
     torch.testing.assert_close(*values, rtol=1e-12, atol=0)
@@ -157,7 +189,10 @@ def test_checkpointing_and_accumulation(net, batch):
     from torch.utils.checkpoint import checkpoint
     logits, labels = batch
     grads = []
-    for f in (lambda z: SemedaLoss(net)(z, labels), lambda z: checkpoint(SemedaLoss(net), z, labels, use_reentrant=False)):
+    for f in (
+        lambda z: SemedaLoss(net)(z, labels),
+        lambda z: checkpoint(SemedaLoss(net), z, labels, use_reentrant=False),
+    ):
         z = logits.clone().requires_grad_()
         for _ in range(2):
             f(z).backward()
@@ -233,12 +268,18 @@ def test_warns_of_a_swamping_weight(net, batch):
         SemedaLoss(net)(*batch)
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda net: SemedaLoss(), "SemedaLoss got no edge net"),
-    (lambda net: SemedaLoss(net, lambdas=(1, 2)), "lambdas is (1.0, 2.0); expected three weights"),
-    (lambda net: SemedaLoss(net, norm="l3"), "norm is 'l3'; expected one of l1, l2"),
-    (lambda net: SemedaLoss(net)(torch.zeros(1, 5, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)), "logits have 5 classes; expected 4"),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda net: SemedaLoss(), "SemedaLoss got no edge net"),
+        (lambda net: SemedaLoss(net, lambdas=(1, 2)), "lambdas is (1.0, 2.0); expected three weights"),
+        (lambda net: SemedaLoss(net, norm="l3"), "norm is 'l3'; expected one of l1, l2"),
+        (
+            lambda net: SemedaLoss(net)(torch.zeros(1, 5, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)),
+            "logits have 5 classes; expected 4",
+        ),
+    ],
+)
 def test_bad_input(net, call, words):
     with pytest.raises(InputError) as e:
         call(net)

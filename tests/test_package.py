@@ -10,15 +10,32 @@ import pytest
 
 from tests.conftest import ROOT, run
 
-HEAVY = ("IPython", "jupyter_core", "matplotlib", "torchvision", "lightning_fabric", "torchmetrics", "PIL", "scipy", "tqdm",
-         "safetensors")
+HEAVY = (
+    "IPython",
+    "jupyter_core",
+    "matplotlib",
+    "torchvision",
+    "lightning_fabric",
+    "torchmetrics",
+    "PIL",
+    "scipy",
+    "tqdm",
+    "safetensors",
+)
 SLIM = ("core", "edges", "edge_net", "losses", "edge_iou")
 
 # a room imports only rooms before it
-ROOMS = """core loss_inputs edges edge_net reading edge_net_files frozen_edge_net losses edge_iou rivals boundary_losses
-loss_processes loss_registry crops scenes data deeplab checkpoints networks trained segment export predict counts intervals structure
-boundary_iou metrics launchers loggers config settings run optimise run_setup trainer masks report evaluation evaluate
-plots widgets study.plan study.collect study.results study.tables study.run study.groups study.gains""".split()
+ROOMS = """
+core loss_inputs edges edge_net reading edge_net_files frozen_edge_net
+losses edge_iou rivals boundary_losses loss_processes loss_registry
+crops scenes data
+deeplab checkpoints networks trained segment export predict
+counts intervals structure boundary_iou metrics
+launchers loggers config settings run optimise run_setup trainer
+masks report evaluation evaluate
+pictures curves plots explorer widgets
+study.plan study.collect study.results study.tables study.run study.groups study.gains
+""".split()
 
 
 @pytest.mark.parametrize("module", [f"semeda.{room}" for room in SLIM if (ROOT / "semeda" / f"{room}.py").is_file()])
@@ -65,7 +82,11 @@ def test_wheel(tmp_path):
         metadata = z.read(meta).decode()
     assert {"semeda/losses.py", "semeda/trainer.py"} <= set(names)
     assert not any(n.startswith(("nbs/", "tests/")) for n in names)
-    needs = {re.split(r"[<>=~]", line[15:])[0].strip() for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line}
+    needs = {
+        re.split(r"[<>=~]", line[15:])[0].strip()
+        for line in metadata.splitlines()
+        if line.startswith("Requires-Dist") and "extra ==" not in line
+    }
     cfg = ConfigParser()
     cfg.read(ROOT / "settings.ini")
     assert needs == {re.split(r"[<>=~]", r)[0] for r in cfg["DEFAULT"]["requirements"].split()}

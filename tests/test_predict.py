@@ -63,7 +63,12 @@ def lines_of(text):
 
 def test_a_run_opens_without_its_dataset(network, run):
     assert network.class_names == CAMVID_CLASSES and network.palette == CAMVID_PALETTE
-    assert (network.image_size, network.crop, network.style, network.source) == ((48, 36), 40, "torchvision", str(run / "checkpoint.pt"))
+    assert (network.image_size, network.crop, network.style, network.source) == (
+        (48, 36),
+        40,
+        "torchvision",
+        str(run / "checkpoint.pt"),
+    )
     assert not network.net.training and not any(p.requires_grad for p in network.net.parameters())
 
 
@@ -122,7 +127,9 @@ def test_runs_that_cannot_be_opened(tmp_path, run, damage, words):
 
 
 def test_a_network_of_ones_own_needs_its_module_named(tmp_path, monkeypatch):
-    (tmp_path / "own_net.py").write_text("from torch import nn\ndef make(num_classes): return nn.Conv2d(3, num_classes, 1)\n")
+    (tmp_path / "own_net.py").write_text(
+        "from torch import nn\ndef make(num_classes): return nn.Conv2d(3, num_classes, 1)\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     net = build_network("own_net:make", 11)
     folder = write_run(tmp_path / "run", CONFIG | dict(network="own_net:make"), net)
@@ -170,14 +177,20 @@ def test_photos_in_all_their_forms(network):
     assert torch.equal(as_photo(array[..., 0]), tensor[:1].expand(3, -1, -1))
 
 
-@pytest.mark.parametrize("image, words", [
-    (np.zeros((4, 5, 3), np.uint16), "image is uint16; expected uint8"),
-    (torch.zeros(3, 4, 5), "image is float32; expected uint8"),
-    (torch.zeros(1, 3, 4, 5, dtype=torch.uint8), r"image is a Tensor of shape \(1, 3, 4, 5\); expected a tensor of shape"),
-    (np.zeros((4, 5, 4), np.uint8), r"image is a ndarray of shape \(4, 5, 4\); expected an array of shape"),
-    (torch.zeros(3, 0, 5, dtype=torch.uint8), "expected a tensor of shape"),
-    (7, "image is a int; expected a tensor"),
-])
+@pytest.mark.parametrize(
+    "image, words",
+    [
+        (np.zeros((4, 5, 3), np.uint16), "image is uint16; expected uint8"),
+        (torch.zeros(3, 4, 5), "image is float32; expected uint8"),
+        (
+            torch.zeros(1, 3, 4, 5, dtype=torch.uint8),
+            r"image is a Tensor of shape \(1, 3, 4, 5\); expected a tensor of shape",
+        ),
+        (np.zeros((4, 5, 4), np.uint8), r"image is a ndarray of shape \(4, 5, 4\); expected an array of shape"),
+        (torch.zeros(3, 0, 5, dtype=torch.uint8), "expected a tensor of shape"),
+        (7, "image is a int; expected a tensor"),
+    ],
+)
 def test_photos_that_are_refused(network, image, words):
     with pytest.raises(InputError, match=words):
         predict_image(network.net, image)

@@ -66,8 +66,12 @@ def window(values, known, i, j, radius, of, start):
 
 
 def filtered(values, known, radius, of, start):
-    return np.array([[window(values, known, i, j, radius, of, start) if known[i, j] else 0. for j in range(known.shape[1])]
-                     for i in range(known.shape[0])])
+    return np.array(
+        [
+            [window(values, known, i, j, radius, of, start) if known[i, j] else 0.0 for j in range(known.shape[1])]
+            for i in range(known.shape[0])
+        ]
+    )
 
 
 def by_loop_boundary_iou(logits, labels, d=1):
@@ -81,7 +85,11 @@ def by_loop_boundary_iou(logits, labels, d=1):
                 for m in (p[n, c], y[n, c]):
                     m = np.where(known[n], 1 - m if side else m, 0)
                     bands.append(np.where(known[n], m - filtered(m, known[n], d, min, 1.), 0))
-                both, either, label = both + np.minimum(*bands).sum(), either + np.maximum(*bands).sum(), label + bands[1].sum()
+                both, either, label = (
+                    both + np.minimum(*bands).sum(),
+                    either + np.maximum(*bands).sum(),
+                    label + bands[1].sum(),
+                )
             if label > 0:
                 ious.append(both / either)
     return 1 - np.mean(ious)
@@ -92,7 +100,10 @@ def by_loop_boundary_f1(logits, labels):
     losses = []
     for n in range(len(p)):
         for c in range(p.shape[1]):
-            found, true = (np.where(known[n], filtered((1 - m) * known[n], known[n], 1, max, 0.) - (1 - m), 0) for m in (p[n, c], y[n, c]))
+            found, true = (
+                np.where(known[n], filtered((1 - m) * known[n], known[n], 1, max, 0.0) - (1 - m), 0)
+                for m in (p[n, c], y[n, c])
+            )
             if true.sum() == 0:
                 continue
             everywhere = np.ones_like(known[n])
@@ -109,7 +120,11 @@ def by_loop_boundary_dou(logits, labels):
         size, boundary, both, of_p = y[:, c].sum(), 0, 0., 0.
         for n, i, j in np.argwhere(known):
             both, of_p = both + p[n, c, i, j] * y[n, c, i, j], of_p + p[n, c, i, j]**2
-            sides = [(i + a, j + b) for a, b in ((0, 1), (1, 0), (0, -1), (-1, 0)) if 0 <= i + a < known.shape[1] and 0 <= j + b < known.shape[2]]
+            sides = [
+                (i + a, j + b)
+                for a, b in ((0, 1), (1, 0), (0, -1), (-1, 0))
+                if 0 <= i + a < known.shape[1] and 0 <= j + b < known.shape[2]
+            ]
             boundary += y[n, c, i, j] and any(known[n, a, b] and not y[n, c, a, b] for a, b in sides)
         if size:
             alpha = min(.8, max(0, 1 - 2 * boundary / size))
@@ -140,9 +155,16 @@ def by_loop_active_boundary(logits, labels, share=.2, theta=2., smoothing=.2):
         height, width = known[n].shape
         inside = lambda i, j, n=n, h=height, w=width: 0 <= i < h and 0 <= j < w and known[n, i, j]
         kl = lambda a, b, n=n: (p[n, :, a[0], a[1]] * np.log(p[n, :, a[0], a[1]] / p[n, :, b[0], b[1]])).sum()
-        edges = [(i, j) for i, j in np.argwhere(known[n]) if any(inside(i + a, j + b) and labels[n, i, j] != labels[n, i + a, j + b] for a, b in EIGHT)]
-        scores = {(i, j): max([kl((i, j), q) for q in ((i, j + 1), (i + 1, j)) if inside(i, j) and inside(*q)], default=0.)
-                  for i in range(height) for j in range(width)}
+        edges = [
+            (i, j)
+            for i, j in np.argwhere(known[n])
+            if any(inside(i + a, j + b) and labels[n, i, j] != labels[n, i + a, j + b] for a, b in EIGHT)
+        ]
+        scores = {
+            (i, j): max([kl((i, j), q) for q in ((i, j + 1), (i + 1, j)) if inside(i, j) and inside(*q)], default=0.0)
+            for i in range(height)
+            for j in range(width)
+        }
         limit = sorted(scores.values(), reverse=True)[int(share * height * width)]
         for i, j in [q for q, score in scores.items() if score > limit and edges]:
             around = [(i + a, j + b) for a, b in EIGHT if inside(i + a, j + b)]
@@ -159,8 +181,21 @@ def by_loop_rmi(logits, labels):
     total = 0.
     for n in range(len(p)):
         for c in range(p.shape[1]):
-            pooled = [np.array([[(m * known[n])[3 * i:3 * i + 3, 3 * j:3 * j + 3].mean() for j in range(m.shape[1] // 3)] for i in range(m.shape[0] // 3)]) for m in (p[n, c], y[n, c])]
-            vectors = [np.array([m[i:i + 3, j:j + 3].ravel() for i in range(m.shape[0] - 2) for j in range(m.shape[1] - 2)]).T for m in pooled]
+            pooled = [
+                np.array(
+                    [
+                        [(m * known[n])[3 * i : 3 * i + 3, 3 * j : 3 * j + 3].mean() for j in range(m.shape[1] // 3)]
+                        for i in range(m.shape[0] // 3)
+                    ]
+                )
+                for m in (p[n, c], y[n, c])
+            ]
+            vectors = [
+                np.array(
+                    [m[i : i + 3, j : j + 3].ravel() for i in range(m.shape[0] - 2) for j in range(m.shape[1] - 2)]
+                ).T
+                for m in pooled
+            ]
             a, b = (v - v.mean(axis=1, keepdims=True) for v in vectors)
             ridge = 1e-3 * np.eye(9)
             m = b @ b.T - b @ a.T @ np.linalg.inv(a @ a.T + ridge) @ a @ b.T + ridge
@@ -175,7 +210,10 @@ def by_loop_lovasz(logits, labels):
         truth, found = y[:, c][known], p[:, c][known]
         if truth.sum():
             order = np.argsort(-abs(truth - found), kind="stable")
-            jaccard = [1 - (truth.sum() - truth[order[:k + 1]].sum()) / (truth.sum() + (1 - truth[order[:k + 1]]).sum()) for k in range(len(order))]
+            jaccard = [
+                1 - (truth.sum() - truth[order[: k + 1]].sum()) / (truth.sum() + (1 - truth[order[: k + 1]]).sum())
+                for k in range(len(order))
+            ]
             losses.append((abs(truth - found)[order] * np.diff([0, *jaccard])).sum())
     return np.mean(losses)
 
@@ -184,8 +222,15 @@ def active(logits, labels):
     return active_boundary(logits, labels, share=.2, theta=2.)
 
 
-DEFINED = [(boundary_iou_loss, by_loop_boundary_iou), (boundary_f1, by_loop_boundary_f1), (boundary_dou, by_loop_boundary_dou),
-           (signed_distance, by_loop_signed_distance), (active, by_loop_active_boundary), (region_mutual_information, by_loop_rmi), (lovasz, by_loop_lovasz)]
+DEFINED = [
+    (boundary_iou_loss, by_loop_boundary_iou),
+    (boundary_f1, by_loop_boundary_f1),
+    (boundary_dou, by_loop_boundary_dou),
+    (signed_distance, by_loop_signed_distance),
+    (active, by_loop_active_boundary),
+    (region_mutual_information, by_loop_rmi),
+    (lovasz, by_loop_lovasz),
+]
 
 
 @pytest.mark.parametrize("loss, by_loop", DEFINED, ids=[f.__name__ for f, _ in DEFINED])
@@ -200,7 +245,9 @@ def test_gradient(loss):
     logits, labels = make_batch((1, 3, 9, 10))
     if loss is active: # a finite difference sees the neighbours too
         loss = partial(active_boundary, share=.2, theta=2., detach=False)
-    assert torch.autograd.gradcheck(lambda z: loss(z, labels), (2 * logits.double()).requires_grad_(), eps=1e-7, atol=1e-4, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda z: loss(z, labels), (2 * logits.double()).requires_grad_(), eps=1e-7, atol=1e-4, fast_mode=True
+    )
 
 
 def test_gradient_of_active_boundary_leaves_neighbours_alone():
@@ -219,7 +266,11 @@ def test_limits(name, batch):
     z = logits.clone().requires_grad_()
     value = loss(z, labels)
     value.backward()
-    assert value.isfinite() and z.grad.isfinite().all() and set(loss.terms) == set(dict.fromkeys(("ppce", *LOSSES[name].terms)))
+    assert (
+        value.isfinite()
+        and z.grad.isfinite().all()
+        and set(loss.terms) == set(dict.fromkeys(("ppce", *LOSSES[name].terms)))
+    )
     if name not in ("signed_distance", "edge_weighted"):
         assert torch.allclose(sum(loss.terms.values()), value, rtol=1e-5)
     assert (z.grad * (labels == 255)[:, None]).abs().max() == 0 # void moves nothing
@@ -305,11 +356,17 @@ def test_schedule(batch):
     assert torch.allclose(constant(*batch), base + term) and "alpha" not in constant.state_dict()
 
 
-@pytest.mark.parametrize("expression, words", [
-    ("boundary_f1(side=2)", "side is 2; choose from"), ("boundary_iou(d=0)", "d is 0; expected at least 1"),
-    ("lovasz(weight=-1)", "weight is -1; expected at least 0"), ("signed_distance(schedule='never')", "schedule is 'never'; choose from rebalance"),
-    ("rmi(weight='x')", "weight is 'x'; expected a number"), ("active_boundary(theta=0)", "theta is 0; expected at least 1"),
-])
+@pytest.mark.parametrize(
+    "expression, words",
+    [
+        ("boundary_f1(side=2)", "side is 2; choose from"),
+        ("boundary_iou(d=0)", "d is 0; expected at least 1"),
+        ("lovasz(weight=-1)", "weight is -1; expected at least 0"),
+        ("signed_distance(schedule='never')", "schedule is 'never'; choose from rebalance"),
+        ("rmi(weight='x')", "weight is 'x'; expected a number"),
+        ("active_boundary(theta=0)", "theta is 0; expected at least 1"),
+    ],
+)
 def test_wrong_settings(expression, words):
     with pytest.raises(InputError) as e:
         build(expression)
@@ -343,7 +400,9 @@ def test_peer_is_the_librarys_loss_added(name, batch):
     smp = pytest.importorskip("segmentation_models_pytorch", reason=NO_SMP)
     logits, labels = batch[0], batch[1] % 4
     theirs = getattr(smp.losses, name)("multiclass")(logits, labels)
-    assert PeerLoss(name, .5)(logits, labels).item() == pytest.approx((ppce(logits, labels) + .5 * theirs).item(), rel=1e-4)
+    assert PeerLoss(name, 0.5)(logits, labels).item() == pytest.approx(
+        (ppce(logits, labels) + 0.5 * theirs).item(), rel=1e-4
+    )
     base = SemedaLoss(EdgeNet(4))
     loss = PeerLoss(name, 2., base)
     assert loss(logits, labels).item() == pytest.approx((base(logits, labels) + 2 * theirs).item(), rel=1e-4)
@@ -351,4 +410,6 @@ def test_peer_is_the_librarys_loss_added(name, batch):
 
 
 def test_base_losses(batch):
-    assert torch.equal(PPCELoss()(*batch), ppce(*batch)) and math.isclose(F.cross_entropy(*batch, ignore_index=255), ppce(*batch), rel_tol=1e-6)
+    assert torch.equal(PPCELoss()(*batch), ppce(*batch)) and math.isclose(
+        F.cross_entropy(*batch, ignore_index=255), ppce(*batch), rel_tol=1e-6
+    )

@@ -158,7 +158,9 @@ def test_every_flipped_bit_is_noticed_or_harmless(copied):
     "In the weights, the optimiser, the names and the archive's own tables"
     data, good = (copied / "checkpoint.pt").read_bytes(), read_run_checkpoint(copied / "checkpoint.pt")
     for place in range(7, len(data), len(data) // 12):
-        changed(copied / "checkpoint.pt", lambda _: data[:place] + bytes([data[place] ^ 4]) + data[place + 1:])
+        changed(
+            copied / "checkpoint.pt", lambda _, place=place: data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+        )
         try:
             state = read_run_checkpoint(copied / "checkpoint.pt")
         except InputError:

@@ -12,14 +12,26 @@ from PIL import Image
 from torch import nn
 
 from semeda import run_setup, trainer
-from semeda.deeplab import DeepLabV2
 from semeda.core import InputError
+from semeda.deeplab import DeepLabV2
 from semeda.networks import build_network
 from semeda.trainer import Run, main, resolve, sync_batch_norm
 from semeda.trainer import train as train_run
 from tests.conftest import ROOT, run, write_camvid
 
-SMALL = dict(device="cpu", dataset="camvid", edge_net="camvid", image_size="", layers=2, iterations=4, batch_size=4, crop=40, log_every=1, val_every=2, max_width=3)
+SMALL = dict(
+    device="cpu",
+    dataset="camvid",
+    edge_net="camvid",
+    image_size="",
+    layers=2,
+    iterations=4,
+    batch_size=4,
+    crop=40,
+    log_every=1,
+    val_every=2,
+    max_width=3,
+)
 LOSSES = ("ppce_edges", "ubernet", "edge_weighted")
 
 
@@ -33,7 +45,17 @@ def train(root, name, **changes):
 
 def torchrun(**given):
     "Two processes; at a timeout torchrun is asked to end them, which killing it would not do"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "semeda.trainer", *(f"--{k}={v}" for k, v in given.items())]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+        "-m",
+        "semeda.trainer",
+        *(f"--{k}={v}" for k, v in given.items()),
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try: out, err = process.communicate(timeout=400)
     except subprocess.TimeoutExpired:
@@ -85,7 +107,7 @@ def two_processes(root):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    "Runs of one process, then of two that Fabric starts, then of one again; void is in the crops of one process more than in the other's"
+    "Runs of one process, then of two that Fabric starts, then of one; one process has more void in its crops"
     root = tmp_path_factory.mktemp("scale")
     for path in sorted(write_camvid(root / "camvid", count=(5, 3), size=(48, 36)).glob("*annot/*.png"))[1::2]:
         labels = np.array(Image.open(path))
@@ -111,7 +133,12 @@ def difference(root, a, b):
 
 def metrics(root, name):
     found = json.loads((root / "runs" / name / "metrics.json").read_text())
-    return [found["val_images"], *found["boundary_miou"], *found["non_boundary_miou"], *(v for v in found["iou"].values() if v is not None)]
+    return [
+        found["val_images"],
+        *found["boundary_miou"],
+        *found["non_boundary_miou"],
+        *(v for v in found["iou"].values() if v is not None),
+    ]
 
 
 def test_torchrun(root):
@@ -119,7 +146,9 @@ def test_torchrun(root):
     assert status == 0, err
     assert difference(root, "whole", "two") < 1e-5
     assert metrics(root, "two") == pytest.approx(metrics(root, "whole"), abs=1e-6)
-    history = [np.genfromtxt(root / "runs" / name / "history.csv", delimiter=",", skip_header=1) for name in ("whole", "two")]
+    history = [
+        np.genfromtxt(root / "runs" / name / "history.csv", delimiter=",", skip_header=1) for name in ("whole", "two")
+    ]
     assert np.allclose(*history, rtol=1e-4, equal_nan=True)
     assert json.loads((root / "runs" / "two" / "config.json").read_text())["config"]["devices"] == 2
     assert out.count("two: mIoU") == 1 and err.count("| 0/4 [") == 1 # summary and progress of one process
@@ -127,8 +156,12 @@ def test_torchrun(root):
 
 @pytest.mark.parametrize("name", ["one-two", "two-one"])
 def test_resumed_on_another_number_of_processes(root, name):
-    assert difference(root, "whole", name) < 1e-5 and metrics(root, name) == pytest.approx(metrics(root, "whole"), abs=1e-6)
-    assert json.loads((root / "runs" / name / "metrics.json").read_text())["cost"]["steps_timed"] == 2 # of 4: it went on, and did not begin again
+    assert difference(root, "whole", name) < 1e-5 and metrics(root, name) == pytest.approx(
+        metrics(root, "whole"), abs=1e-6
+    )
+    assert (
+        json.loads((root / "runs" / name / "metrics.json").read_text())["cost"]["steps_timed"] == 2
+    )  # of 4: it went on, and did not begin again
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -168,13 +201,23 @@ SLURM = dict(SLURM_NTASKS="8", SLURM_NNODES="2", SLURM_JOB_NAME="train")
 STEP = SLURM | dict(SLURM_STEP_ID="0")
 
 
-@pytest.mark.parametrize("environment, given, expected", [
-    (TORCH, {}, (4, 2)), (TORCH, dict(devices=4), (4, 2)), (TORCH, dict(devices=2), "devices is 2; expected 4, as torchrun started"),
-    (STEP, {}, (4, 2)), (STEP, dict(num_nodes=1), "num_nodes is 1; expected 2, as srun started"), (STEP | dict(SLURM_JOB_NAME="bash"), {}, (1, 1)),
-    (SLURM, {}, (1, 1)), (SLURM, dict(devices=2), "devices is 2 in a Slurm job; expected srun or torchrun to start the processes"),
-    ({}, dict(devices=3), "batch_size is 8; expected a multiple of the number of processes, 3"), ({}, dict(devices=2, num_nodes=2), (2, 2)),
-    (TORCH | dict(LT_STRATEGY="fsdp"), {}, "strategy is 'fsdp'; choose from auto"), ({}, dict(strategy="fsdp"), "strategy is 'fsdp'; choose from auto, ddp, ddp_find_unused_parameters_true"),
-])
+@pytest.mark.parametrize(
+    "environment, given, expected",
+    [
+        (TORCH, {}, (4, 2)),
+        (TORCH, dict(devices=4), (4, 2)),
+        (TORCH, dict(devices=2), "devices is 2; expected 4, as torchrun started"),
+        (STEP, {}, (4, 2)),
+        (STEP, dict(num_nodes=1), "num_nodes is 1; expected 2, as srun started"),
+        (STEP | dict(SLURM_JOB_NAME="bash"), {}, (1, 1)),
+        (SLURM, {}, (1, 1)),
+        (SLURM, dict(devices=2), "devices is 2 in a Slurm job; expected srun or torchrun to start the processes"),
+        ({}, dict(devices=3), "batch_size is 8; expected a multiple of the number of processes, 3"),
+        ({}, dict(devices=2, num_nodes=2), (2, 2)),
+        (TORCH | dict(LT_STRATEGY="fsdp"), {}, "strategy is 'fsdp'; choose from auto"),
+        ({}, dict(strategy="fsdp"), "strategy is 'fsdp'; choose from auto, ddp, ddp_find_unused_parameters_true"),
+    ],
+)
 def test_processes_that_were_started(monkeypatch, environment, given, expected):
     for name, value in environment.items(): monkeypatch.setenv(name, value)
     if isinstance(expected, tuple):
@@ -186,11 +229,19 @@ def test_processes_that_were_started(monkeypatch, environment, given, expected):
 
 def test_a_notebook_is_one_process(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
-    with pytest.raises(InputError, match="devices is 2 in a notebook.*torchrun --nproc-per-node 2"): train_run(None, devices=2, runs=str(tmp_path))
+    with pytest.raises(InputError, match="devices is 2 in a notebook.*torchrun --nproc-per-node 2"):
+        train_run(None, devices=2, runs=str(tmp_path))
 
 
 @pytest.mark.parametrize("batch_norm", ["trained", "frozen"])
-@pytest.mark.parametrize("make", [lambda kind: DeepLabV2(3, "resnet18", 8, 2, kind), lambda kind: build_network("torchvision.lraspp_mobilenet_v3_large", 3, batch_norm=kind)], ids=["deeplab", "lraspp"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda kind: DeepLabV2(3, "resnet18", 8, 2, kind),
+        lambda kind: build_network("torchvision.lraspp_mobilenet_v3_large", 3, batch_norm=kind),
+    ],
+    ids=["deeplab", "lraspp"],
+)
 def test_batch_statistics_of_all_processes(make, batch_norm):
     net = make(batch_norm)
     kinds = lambda: {name: type(m) for name, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
@@ -199,9 +250,15 @@ def test_batch_statistics_of_all_processes(make, batch_norm):
     assert kinds() == before
     sync_batch_norm(net)
     trunk = getattr(net, "trunk", "backbone.")
-    assert all((kind is nn.SyncBatchNorm) == (batch_norm == "trained" or not name.startswith(trunk)) for name, kind in kinds().items())
+    assert all(
+        (kind is nn.SyncBatchNorm) == (batch_norm == "trained" or not name.startswith(trunk))
+        for name, kind in kinds().items()
+    )
     assert list(net.state_dict()) == keys and len(before) == len(kinds())
-    if batch_norm == "frozen": assert not any(m.training for name, m in net.train().named_modules() if name.startswith(trunk) and name in before)
+    if batch_norm == "frozen":
+        assert not any(
+            m.training for name, m in net.train().named_modules() if name.startswith(trunk) and name in before
+        )
 
 
 if __name__ == "__main__":

@@ -9,23 +9,27 @@ import time
 import pytest
 import torch
 
+from semeda.core import InputError
 from semeda.data import scenes
 from semeda.edge_net import EdgeNet
-from semeda.core import InputError
 from semeda.loss_registry import TABLE1
 from semeda.losses import SemedaLoss
 from semeda.trainer import Run, load_run, resolve, runs_folder
 from semeda.trainer import train as train_run
 from tests.conftest import ROOT, real_data, snapshot, train
 
-SMALL = dict(iterations=6, batch_size=2, crop=48, edge_steps=10, checkpoint_every=2, log_every=1, val_every=0, max_width=5)
+SMALL = dict(
+    iterations=6, batch_size=2, crop=48, edge_steps=10, checkpoint_every=2, log_every=1, val_every=0, max_width=5
+)
 ARGS = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items()]
 
 
 @pytest.fixture
 def few_scenes(monkeypatch):
     "The built-in dataset with 12 and 4 scenes"
-    monkeypatch.setattr("semeda.run_setup.load_data", lambda dataset, split, *_: scenes(split, dict(train=12, val=4)[split]))
+    monkeypatch.setattr(
+        "semeda.run_setup.load_data", lambda dataset, split, *_: scenes(split, dict(train=12, val=4)[split])
+    )
 
 
 def result(folder):
@@ -44,7 +48,13 @@ def test_the_same_command_gives_the_same_numbers(tmp_path, camvid_folder):
         done = train(*ARGS, *photos(camvid_folder), "--loss", "semeda", "--runs", tmp_path / name)
         assert done.returncode == 0, done.stderr
         folder = tmp_path / name / "camvid-semeda-s0"
-        outcomes.append((result(folder), (folder / "history.csv").read_bytes(), json.loads((folder / "config.json").read_text())["edge_net"]))
+        outcomes.append(
+            (
+                result(folder),
+                (folder / "history.csv").read_bytes(),
+                json.loads((folder / "config.json").read_text())["edge_net"],
+            )
+        )
     assert outcomes[0] == outcomes[1]
     assert "mIoU" in done.stdout.splitlines()[-1]
 
@@ -64,7 +74,9 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(tmp_path, camvid_fold
     assert not (folder / "metrics.json").exists()
     resumed = train(*ARGS, *steps, "--runs", tmp_path / "killed", "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert json.loads((folder / "metrics.json").read_text())["cost"]["steps_timed"] <= 24 - (stop_after - 1) # went on from the checkpoint
+    assert json.loads((folder / "metrics.json").read_text())["cost"]["steps_timed"] <= 24 - (
+        stop_after - 1
+    )  # went on from the checkpoint
     whole = train(*ARGS, *steps, "--runs", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     assert result(folder) == result(tmp_path / "whole" / "camvid-semeda-s0"), f"killed after step {stop_after}"
@@ -99,17 +111,24 @@ def test_finished_run_can_be_opened(tmp_path, few_scenes):
     assert torch.equal(opened.predict(image), run.predict(image))
     assert opened.metrics["miou"] == run.metrics["miou"]
     record = json.loads((run.folder / "config.json").read_text())
-    assert record["versions"]["torch"] == importlib.metadata.version("torch") and record["data"]["train"] == run.train_data.fingerprint
+    assert (
+        record["versions"]["torch"] == importlib.metadata.version("torch")
+        and record["data"]["train"] == run.train_data.fingerprint
+    )
     assert record["config"]["lr"] == run.config.lr and "resnet18" in json.dumps(record["config"])
 
 
 # Recorded from this code on one CPU; other processors round differently in the last digits.
-GOLDEN = dict(ppce=[1.826334, 0.747369, 1.439984], semeda=[1.886430, 0.780459, 1.473329], table1_11=[2.06672, 0.879747, 1.573059])
+GOLDEN = dict(
+    ppce=[1.826334, 0.747369, 1.439984], semeda=[1.886430, 0.780459, 1.473329], table1_11=[2.06672, 0.879747, 1.573059]
+)
 
 
 @pytest.mark.parametrize("loss", GOLDEN)
 def test_golden_losses(tmp_path, loss):
-    run = train_run(None, **{**SMALL, "iterations": 3}, **{"row" if loss in TABLE1 else "loss": loss}, runs=str(tmp_path))
+    run = train_run(
+        None, **{**SMALL, "iterations": 3}, **{"row" if loss in TABLE1 else "loss": loss}, runs=str(tmp_path)
+    )
     assert [row["loss"] for row in run.history] == pytest.approx(GOLDEN[loss], rel=2e-4)
 
 
@@ -144,14 +163,28 @@ def test_rows_of_table_1(tmp_path, few_scenes, i):
     assert run.net.edge_head is None or loss == "ubernet"
 
 
-@pytest.mark.parametrize("loss, network", [
-    ("edge_weighted", "deeplab_v2"), ("smp.LovaszLoss", "deeplab_v2"), ("semeda+smp.DiceLoss", "smp.Unet"), ("semeda", "torchvision.lraspp_mobilenet_v3_large"),
-])
+@pytest.mark.parametrize(
+    "loss, network",
+    [
+        ("edge_weighted", "deeplab_v2"),
+        ("smp.LovaszLoss", "deeplab_v2"),
+        ("semeda+smp.DiceLoss", "smp.Unet"),
+        ("semeda", "torchvision.lraspp_mobilenet_v3_large"),
+    ],
+)
 def test_rivals_and_other_networks(tmp_path, few_scenes, loss, network):
     if "smp" in loss + network:
-        pytest.importorskip("segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed: pip install 'semeda[peers]'")
+        pytest.importorskip(
+            "segmentation_models_pytorch",
+            reason="segmentation-models-pytorch is not installed: pip install 'semeda[peers]'",
+        )
     run = train_run(None, **{**SMALL, "iterations": 2}, loss=loss, network=network, runs=str(tmp_path))
-    assert set(run.metrics["last_losses"]) == {"loss", "ppce", *(["semeda"] if "semeda" in loss else []), *(["peer"] if "smp." in loss else [])}
+    assert set(run.metrics["last_losses"]) == {
+        "loss",
+        "ppce",
+        *(["semeda"] if "semeda" in loss else []),
+        *(["peer"] if "smp." in loss else []),
+    }
     again = load_run(run.folder)
     image = run.val_data.images[0]
     assert torch.equal(again.predict(image), run.predict(image)) and 0 <= run.metrics["miou"] < 1
@@ -160,16 +193,33 @@ def test_rivals_and_other_networks(tmp_path, few_scenes, loss, network):
 def test_default_weights():
     of = lambda **given: resolve(**given)[0].lambdas
     assert of(loss="semeda") == list(SemedaLoss(EdgeNet(3)).lambdas) == [0, .25, 0]
-    assert of(loss="semeda", dataset="voc_aug") == of(loss="semeda", preset="paper_cityscapes") == of(row="table1_11") == [0, 1, 0]
+    assert (
+        of(loss="semeda", dataset="voc_aug")
+        == of(loss="semeda", preset="paper_cityscapes")
+        == of(row="table1_11")
+        == [0, 1, 0]
+    )
     assert of(loss="ppce") == of(loss="ubernet", dataset="voc_aug") == [1, 0, 0]
 
 
 def test_presets():
     config, preset = resolve(preset="paper_voc", dataset="voc_aug", data_root="x", lr=1.)
     assert config.lr == 1. and "lr" not in preset
-    assert (config.backbone, config.style, config.crop, config.batch_size, config.batch_norm, config.void) == ("resnet101", "caffe", 321, 6, "frozen", "label")
+    assert (config.backbone, config.style, config.crop, config.batch_size, config.batch_norm, config.void) == (
+        "resnet101",
+        "caffe",
+        321,
+        6,
+        "frozen",
+        "label",
+    )
     config = resolve(dataset="cityscapes", data_root="x")[0]
-    assert (config.preset, config.image_size, config.lr, config.lr * config.head_lr_factor) == ("paper_cityscapes", "1024x512", 5e-4, 5e-3)
+    assert (config.preset, config.image_size, config.lr, config.lr * config.head_lr_factor) == (
+        "paper_cityscapes",
+        "1024x512",
+        5e-4,
+        5e-3,
+    )
     config = resolve(row="table1_02", lambdas="3,0,0")[0]
     assert config.loss == "ubernet" and config.lambdas == [3., 0., 0.]
 
@@ -180,7 +230,10 @@ BAD = [
     (["--loss", "ubernet", "--lambdas", "0,1,0"], "lambdas is [0.0, 1.0, 0.0]; expected lambda1,0,0 for ubernet"),
     (["--style", "caffe"], "style is 'caffe' but backbone is 'resnet18'"),
     (["--network", "unet"], "network is 'unet'; choose from deeplab_v2, smp.NAME, torchvision.NAME"),
-    (["--network", "smp.Unet", "--loss", "ubernet"], "network is 'smp.Unet'; expected deeplab_v2 for the edge head of ubernet"),
+    (
+        ["--network", "smp.Unet", "--loss", "ubernet"],
+        "network is 'smp.Unet'; expected deeplab_v2 for the edge head of ubernet",
+    ),
     (["--loss", "sedema"], "loss is 'sedema'; choose from ppce, ubernet, ppce_edges, semeda"),
     (["--dataset", "cityscape"], "dataset is 'cityscape'; choose from scenes, camvid, voc_aug, cityscapes, folder"),
     (["--backbone", "vgg"], "backbone is 'vgg'; choose from resnet18, resnet50, resnet101"),
@@ -210,13 +263,17 @@ BAD = [
     (["--image-size", "²x²"], "image_size is '²x²'; expected WIDTHxHEIGHT"),
     (["--loss", "semeda+"], "loss is 'semeda+'; expected a loss on both sides of +"),
     (["--loss", "ubernet+"], "loss is 'ubernet+'"),
-    (["--loss", "ppce", "--edge-net", "nope"], "edge_net is 'nope'; expected one of voc, cityscapes, camvid, or a file"),
+    (
+        ["--loss", "ppce", "--edge-net", "nope"],
+        "edge_net is 'nope'; expected one of voc, cityscapes, camvid, or a file",
+    ),
     (["--data-root", "/nope"], "data_root is '/nope'"),
     (["--plugins", "nowhere"], "plugins: module 'nowhere' cannot be imported"),
     (["--crop"], "argument --crop: expected one argument"),
     (["--dataset", "camvid", "--data-root", "nowhere"], "data_root is 'nowhere'"),
     (["--dataset", "camvid"], "data_root is ''"),
     (["--init-weights", "none.pth"], "init_weights none.pth does not exist"),
+    (["--init-style", "caffe"], "init_style is 'caffe' without init_weights; expected nothing"),
     (["--init-weights", "other.pth"], "has conv1.weight of shape (1, 2); expected (64, 3, 7, 7)"),
 ]
 
@@ -245,10 +302,15 @@ def test_spoilt_dataset_leaves_no_trace(camvid_folder, tmp_path):
 def test_a_compiled_step_is_the_same_step(tmp_path, few_scenes, monkeypatch):
     "With the tracing of torch.compile but not its code, which takes minutes to make"
     modes, torch_compile = [], torch.compile
-    monkeypatch.setattr("torch.compile", lambda module, mode="again", **_: modes.append(mode) or torch_compile(module, backend="eager"))
-    plain, compiled = (train_run(None, **SMALL, runs=str(tmp_path), name=name, compile=name) for name in ("", "default"))
+    monkeypatch.setattr(
+        "torch.compile", lambda module, mode="again", **_: modes.append(mode) or torch_compile(module, backend="eager")
+    )
+    plain, compiled = (
+        train_run(None, **SMALL, runs=str(tmp_path), name=name, compile=name) for name in ("", "default")
+    )
     assert set(modes) == {"default", "again"} and plain.config.compile == "" and compiled.config.compile == "default"
-    for a, b in zip(plain.net.state_dict().values(), compiled.net.state_dict().values(), strict=True): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    for a, b in zip(plain.net.state_dict().values(), compiled.net.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert compiled.history[-1]["semeda"] == pytest.approx(plain.history[-1]["semeda"], rel=1e-3)
     assert compiled.metrics["cost"]["seconds_of_first_step"] > 0
     assert load_run(compiled.folder).metrics["final_weights"] == compiled.metrics["final_weights"]
@@ -274,7 +336,16 @@ def test_a_folder_belongs_to_one_run(tmp_path, few_scenes):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_on_a_gpu_as_on_the_cpu(tmp_path, few_scenes, precision):
-    losses = [train_run(None, **{**SMALL, "device": device, "precision": precision if device == "cuda" else "32-true"}, loss="semeda", name=device, runs=str(tmp_path)).history[0]["loss"] for device in ("cpu", "cuda")]
+    losses = [
+        train_run(
+            None,
+            **{**SMALL, "device": device, "precision": precision if device == "cuda" else "32-true"},
+            loss="semeda",
+            name=device,
+            runs=str(tmp_path),
+        ).history[0]["loss"]
+        for device in ("cpu", "cuda")
+    ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3 if precision == "32-true" else .05)
 
 
@@ -283,7 +354,11 @@ def test_divergence_is_told(tmp_path, few_scenes):
         train_run(None, **{**SMALL, "lr": 1e6, "iterations": 40}, loss="ppce", runs=str(tmp_path))
     folder = tmp_path / "scenes-ppce-s0"
     told = json.loads((folder / "diverged.json").read_text())
-    assert told["error"] == str(error.value) and f"at step {told['step']};" in told["error"] and not (folder / "metrics.json").exists()
+    assert (
+        told["error"] == str(error.value)
+        and f"at step {told['step']};" in told["error"]
+        and not (folder / "metrics.json").exists()
+    )
     Run(None, **{**SMALL, "lr": 1e6, "iterations": 40}, loss="ppce", runs=str(tmp_path)).prepare()
     assert not (folder / "diverged.json").exists() # another attempt has begun
 
@@ -303,6 +378,17 @@ def test_runs_folder(tmp_path, monkeypatch):
 
 def test_own_folder_and_real_photos(tmp_path):
     root = real_data("camvid")
-    run = train_run(None, dataset="camvid", data_root=str(root), loss="semeda", init_weights=str(real_data("resnet18_imagenet_trunk.pth")),
-                    iterations=2, image_size="60x45", crop=40, edge_steps=10, val_every=0, runs=str(tmp_path))
+    run = train_run(
+        None,
+        dataset="camvid",
+        data_root=str(root),
+        loss="semeda",
+        init_weights=str(real_data("resnet18_imagenet_trunk.pth")),
+        iterations=2,
+        image_size="60x45",
+        crop=40,
+        edge_steps=10,
+        val_every=0,
+        runs=str(tmp_path),
+    )
     assert run.init_report["missing"] == [] and len(run.metrics["iou"]) == 11

@@ -25,14 +25,14 @@ from .collect import collect
 from .plan import STUDIES, SWEEP, has_diverged, is_finished, outcome, parameters, plan
 from .plan import read_study, result_file, run_folder, runs, studies
 
-# %% ../../nbs/34_study_run.ipynb #da295884
+# %% ../../nbs/34_study_run.ipynb #0524a76d
 @contextmanager
 def locked(
     folder: Path, # Of a run; the lock is a file beside it
 ):
     "Wait until no other process works on a run"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f".{folder.name}.lock"), "w") as lock:
+    with open(folder.with_name(f".{folder.name}.job"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -153,19 +153,19 @@ def page_path(
     names = sorted({path.stem for folder in folders for path in folder.glob("*.ipynb")})
     raise InputError(f"page is {name!r}; choose from {', '.join(names)}")
 
-# %% ../../nbs/34_study_run.ipynb #cef35185
+# %% ../../nbs/34_study_run.ipynb #b39dbc99
 def render(
     name: str, # Of the page, such as table1
     out: Path, # HTML file to write; the executed notebook stands beside it
     given: dict[str, str], # Parameters of the notebook
 ):
     "Make a page from results"
+    source, executed = page_path(name), out.with_suffix(".ipynb")
     try:
         import nbconvert
         import papermill
     except ImportError:
         raise InputError("pages need papermill and nbconvert: pip install 'semeda[sweep]'") from None
-    source, executed = page_path(name), out.with_suffix(".ipynb")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(source, executed, given, progress_bar=False)

@@ -1,0 +1,77 @@
+"""What does each registered loss cost, alone and as part of a training step?
+
+    python -m benchmarks.losses [--device cuda] [--losses smp.LovaszLoss+edge_iou] [--backbones resnet18]
+
+Forward and backward of each loss on random logits of 21 classes, and a training step with it of DeepLab-v2 as in the
+paper (`benchmarks.step`), at 321x321. All losses of `semeda.loss_registry.LOSSES`, each as `-p loss NAME` builds it
+(one that is added stands on PPCE), and those of --losses. Ratios are to PPCE. Losses that need an edge head, or a
+package that is not installed, are left out with the reason. Writes results/bench/losses-DEVICE.json.
+"""
+import sys
+
+import torch
+
+from semeda.core import InputError
+from semeda.edge_net import shipped_edge_net
+from semeda.loss_registry import LOSSES, build_loss, default_lambdas, has_edge_head, loss_label
+
+from .step import CLASSES, PPCE, Step
+from .timing import MIB, parse, parser, peak_extra, regions, rows_of, show, take_turns, write
+
+MORE = ("smp.LovaszLoss+edge_iou",) # combinations that the study of losses has
+BACKBONES = ("resnet18", "resnet101")
+
+
+def registered(more):
+    "Label -> loss, of those that can be built for logits alone; label -> why not, of the others"
+    found, missing = {}, {}
+    for expression in [*LOSSES, *more]:
+        label = loss_label(expression)
+        if has_edge_head(expression):
+            missing[label] = "needs an edge head"
+            continue
+        settings = dict(num_classes=CLASSES, edge_net=shipped_edge_net("voc"), lambdas=default_lambdas(expression))
+        try:
+            found[label] = build_loss(expression, **settings)
+        except (ImportError, InputError) as error:
+            missing[label] = str(error)
+    return found, missing
+
+
+def measure(case, ways, missing, args):
+    "Rows of one case, with those that were left out"
+    times = take_turns(ways, args, warm=1)
+    extra = {name: peak_extra(way, args.device) / MIB for name, way in ways.items()}
+    rows = rows_of(case, times, PPCE, extra_mib=extra)
+    return rows + [dict(case=case, way=name, ms=None, note=note) for name, note in missing.items()]
+
+
+def alone(losses, batch, side, device):
+    "Forward and backward of each loss"
+    logits = (3 * torch.randn(batch, CLASSES, side, side, device=device)).requires_grad_()
+    labels = regions((batch, side, side), CLASSES, void=True).long().to(device)
+    def way(loss):
+        return lambda: torch.autograd.grad(loss(logits, labels), logits)
+    return {name: way(loss.to(device)) for name, loss in losses.items()}
+
+
+def main(argv=None):
+    found = parser("losses", __doc__, 12, 60.)
+    found.add_argument("--losses", nargs="*", default=MORE, help=f"further expressions [{' '.join(MORE)}]")
+    found.add_argument("--backbones", nargs="*", default=BACKBONES, help=f"[{' '.join(BACKBONES)}]")
+    args = parse(found, argv)
+    batch, side = 6 if args.device == "cuda" else 1, 33 if args.quick else 321
+    losses, missing = registered(args.losses)
+    rows = measure(f"alone, {batch}x{CLASSES}x{side}x{side}", alone(losses, batch, side, args.device), missing, args)
+    for backbone in args.backbones[:1] if args.quick else args.backbones:
+        step = Step(backbone, "float32", batch, side, args.device, losses)
+        case = f"step, {backbone}, {batch}x3x{side}x{side}, float32"
+        rows += measure(case, step.ways(False), missing, args)
+        step.check_finite()
+    show(f"losses, {args.device}, {args.threads} threads", rows)
+    write("losses", args, rows, ["segmentation-models-pytorch"], batch=batch, side=side, classes=CLASSES)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

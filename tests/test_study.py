@@ -1,0 +1,253 @@
+"""Studies from an installed package: planned, killed and started again, and their pages; groups of photographs."""
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from semeda.core import InputError
+from semeda.study import plan
+from semeda.study import run as study_run
+from semeda.study.collect import check_result
+from semeda.study.gains import Target, advice, best, by_group, judge, losses_table, needs, targets_table, without_gain
+from semeda.study.groups import SCORES, Groups, differences, over_groups, over_pairs, read_groups
+from semeda.study.results import Results
+
+from .conftest import ROOT, run, write_camvid
+from .test_sweep import BUDGET, kill_tree, stamps, wait_for
+
+ROWS = ("table1_01", "table1_02", "table1_11")
+TINY = dict(study="tiny", dataset="camvid", rows=list(ROWS), budget=BUDGET | dict(iterations=20))
+
+
+def build_wheel(folder):
+    "The wheel's content, unpacked"
+    line = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, ROOT]
+    done = run(*line)
+    assert done.returncode == 0, done.stderr
+    [wheel] = folder.glob("semeda-*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(folder / "site")
+    return folder / "site"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    "A working folder with a study and tiny photos, and the environment of a package installed from its wheel"
+    folder = tmp_path_factory.mktemp("installed")
+    site = build_wheel(folder)
+    work = folder / "work"
+    write_camvid(work / "camvid", count=(3, 4))
+    (work / "tiny.json").write_text(json.dumps(TINY | dict(data_root=str(work / "camvid"))))
+    return work, dict(PYTHONPATH=str(site), OMP_NUM_THREADS="1")
+
+
+def command(*args):
+    return [sys.executable, "-m", "semeda.study", *map(str, args)]
+
+
+@pytest.fixture(scope="module")
+def swept(installed):
+    "A sweep that was killed with one run finished and another at its first checkpoint, and started again"
+    work, env = installed
+    line, folder = command("run", "tiny.json"), work / "runs" / "tiny"
+    half = lambda: [p.parent for p in folder.glob("*/checkpoint.pt") if not (p.parent / "metrics.json").exists()]
+    process = subprocess.Popen(line, cwd=work, env=os.environ | env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                               text=True, start_new_session=True)
+    try:
+        wait_for(lambda: list((work / "results").glob("*/*.json")) and half(), process)
+    finally:
+        kill_tree(process)
+    [interrupted], [finished] = half(), [p.parent for p in folder.glob("*-s0/metrics.json")]
+    before = stamps(finished)
+    done = run(*line, "--parallel", 2, cwd=work, env=env)
+    return work, interrupted, finished, before, done
+
+
+def test_installed_package_runs_what_is_missing(swept):
+    work, interrupted, finished, before, done = swept
+    assert done.returncode == 0, done.stderr
+    assert "3 runs, 1 finished, 2 to go" in done.stdout and f"{interrupted.name}: mIoU" in done.stdout
+    assert stamps(finished) == before
+    assert sorted(p.stem for p in (work / "results" / "tiny").iterdir()) == [f"{row}-s0" for row in ROWS]
+
+
+def test_killed_run_ends_as_an_undisturbed_one(swept, tmp_path):
+    work, interrupted = swept[:2]
+    [study] = plan.studies(json.loads((work / "tiny.json").read_text()))
+    row = interrupted.name.removesuffix("-s0")
+    given = plan.parameters(study, row, 0)
+    assert study_run.job(tmp_path / "tiny" / f"{row}-s0", given, tmp_path / "results" / "tiny" / f"{row}-s0.json") == 0
+    again, undisturbed = (json.loads((f / "tiny" / f"{row}-s0.json").read_text())
+                          for f in (work / "results", tmp_path / "results"))
+    assert again["metrics"] == undisturbed["metrics"] and again["counts"] == undisturbed["counts"]
+    check_result(again, "tiny", f"{row}-s0", given)
+
+
+def test_installed_package_renders_table_1(swept):
+    work, env = swept[0], dict(PYTHONPATH=str(swept[0].parent / "site"), OMP_NUM_THREADS="1")
+    done = run(*command("table", "table1", "--studies", "tiny,nothing", "-p", "resamples=20"), cwd=work, env=env)
+    assert done.returncode == 0, done.stderr
+    text = (work / "runs" / "table1.ipynb").read_text()
+    assert "tiny: 3 runs of 3 rows, seeds 0" in text and "nothing: no results yet" in text and "not run" in text
+    assert "not tested here: 1 seed, expected 3" in text and "| holds" not in text
+    assert "Table 1" in (work / "runs" / "table1.html").read_text()
+
+
+def test_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert study_run.main("plan smoke --rows table1_01,table1_02 --seeds 3 --set iterations=7".split()) == 0
+    assert "runs/smoke/table1_02-s3  7 steps" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    for line, told in {
+        "plan nothing": "study is 'nothing'; choose from camvid",
+        "plan smoke --rows table1_15": "row is 'table1_15'",
+        "run smoke --seeds one": "seeds is 'one'",
+        "plan smoke --set iterations": "expected NAME=VALUE",
+        "table table9": "page is 'table9'; choose from figure1",
+        "collect runs/none results/a/b-s0.json": "has no metrics.json",
+    }.items():
+        assert study_run.main(line.split()) == 2
+        assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("config, line", [
+    (5, "holds 5; expected settings with values"),
+    (dict(studies=dict(study="a")), "studies is {'study': 'a'}; expected a list"),
+    (dict(studies=[dict(threads=2)]), "unknown setting 'threads' of a study"),
+    (dict(study="."), "study is '.'; expected a name"),
+    (dict(study="a/b"), "study is 'a/b'; expected a name"),
+    (dict(seeds=[]), "seeds is []; expected a list"),
+    (dict(seeds=[0, 1, 1]), "seeds contains 1 twice"),
+    (dict(seeds=[True]), "seeds contains True; expected integers from 0"),
+    (dict(seeds=[-1]), "seeds contain -1"),
+    (dict(rows="table1_01"), "rows is 'table1_01'; expected a list"),
+    (dict(rows=["table1_01", "table1_01"]), "rows contains 'table1_01' twice"),
+    (dict(rows=["table1_01"], one_seed=["table1_02"]), "one_seed contains 'table1_02'; choose from"),
+    (dict(groups=[1]), "groups contains 1; expected names"),
+    (dict(budget=None), "budget is None; expected names with values"),
+    (dict(variants=dict(a=3)), "variant a is 3"),
+    (dict(variants=dict(table1_01=dict(loss="semeda"))), "variant table1_01 has the name of a row of Table 1"),
+    (dict(studies=[dict(study="a"), dict(study="a")]), "studies contains 'a' twice"),
+])
+def test_a_wrong_study_is_refused_in_a_line(tmp_path, config, line):
+    path = tmp_path / "study.json"
+    path.write_text(json.dumps(dict(study="one") | config if isinstance(config, dict) else config))
+    with pytest.raises(InputError) as error:
+        plan.studies(plan.read_study(path))
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_groups_make_a_study_each():
+    rows = dict(rows=["table1_01", "table1_02"], one_seed=["table1_02"], seeds=[0, 1])
+    config = dict(study="drives", groups=["a", "b"], budget=dict(iterations=3)) | rows
+    found = plan.studies(config)
+    assert [study["study"] for study in found] == ["drives_a", "drives_b"]
+    assert found[1]["budget"] == dict(iterations=3, val_group="b")
+    of_first = [(row, seed) for study, row, seed in plan.runs(found) if study["study"] == "drives_a"]
+    assert of_first == [("table1_01", 0), ("table1_02", 0), ("table1_01", 1)]
+
+
+def fake_groups(values):
+    "Groups with PPCE at 0.5 and another row that is ahead by the given points: group -> seed -> points"
+    def record(loss, miou, fragments=1):
+        return dict(config=dict(loss=loss), metrics=dict(miou=miou, boundary_miou=[miou] * 5),
+                    evaluation=dict(boundary_iou=miou), images=dict(excess_holes=[0, 1], excess_fragments=[fragments]),
+                    validated=[dict(step=1, val_miou=miou)])
+    studies = {}
+    for group, seeds in values.items():
+        study = Results.__new__(Results)
+        ours = {seed: record("edge_iou", .5 + points / 100, 2) for seed, points in seeds.items()}
+        study.runs, study.diverged = dict(ppce={0: record("ppce", .5), 1: record("ppce", .5)}), {}
+        study.runs |= dict(ours=ours) if ours else {}
+        studies[group] = study
+    return Groups("fake", studies, ["ppce", "ours"])
+
+
+def test_interval_over_pairs_is_students():
+    from scipy import stats
+    values = {("a", 0): 1., ("a", 1): 2., ("b", 0): 4.}
+    found = over_pairs(values)
+    expected = stats.t.interval(.95, 2, loc=7 / 3, scale=stats.sem([1, 2, 4]))
+    assert (found.low, found.high) == pytest.approx(expected) and (found.pairs, found.groups) == (3, 2)
+    strict = over_groups(values)
+    assert strict.mean == pytest.approx(2.75) and strict.pairs == 2 and strict.high - strict.low > 30
+    assert over_pairs({("a", 0): 1., ("a", 1): 2.}).low is None and over_pairs({}) is None
+
+
+@pytest.mark.parametrize("values, score, ahead, result", [
+    (dict(a={0: 3, 1: 3.1}, b={0: 3, 1: 3.2}, c={0: 2.9, 1: 3}), "miou", 2.5, "met"),
+    (dict(a={0: 2, 1: 2.1}, b={0: 2, 1: 2.2}, c={0: 1.9, 1: 2}), "miou", 2.5, "not met: ahead by less"),
+    (dict(a={0: 9, 1: -2}, b={0: 9, 1: -2}, c={0: 9, 1: -2}), "miou", 2.5, "not met: the interval includes 0"),
+    (dict(a={0: -3, 1: -3.1}, b={0: -3, 1: -3.2}, c={0: -3, 1: -3}), "miou", 2.5, "not met: worse"),
+    (dict(a={0: 3, 1: 3}, b={0: 3}, c={}), "miou", 2.5, "not tested: 3 of 6 pairs of runs"),
+    (dict(a={0: 3, 1: 3}, b={0: 3, 1: 3}, c={0: 3, 1: 3}), "fragments", 0, "not met: worse"),
+    (dict(a={0: 3, 1: 3}, b={0: 3, 1: 3}, c={0: 3, 1: 3}), "holes", 0, "met"),
+])
+def test_targets_are_judged(values, score, ahead, result):
+    assert judge(fake_groups(values), Target("ppce", "ours", score, ahead))[3] == result
+
+
+def test_advice_follows_from_the_figures():
+    ahead = fake_groups(dict(a={0: 3, 1: 3.1}, b={0: 3, 1: 3.2}))
+    assert best(ahead, "miou")[0] == "ours" and without_gain(ahead) == []
+    assert "For the highest mIoU: **PPCE + edge IoU**, +3.1" in advice(ahead)
+    assert "For fewest fragments: **PPCE** itself" in advice(ahead)
+    behind = fake_groups(dict(a={0: -3, 1: 3.1}, b={0: -3, 1: 3.2}))
+    assert without_gain(behind) == ["ours"] and "No gain in mIoU is shown for PPCE + edge IoU" in advice(behind)
+    assert needs("semeda+smp.DiceLoss") == "an Edge net, segmentation-models-pytorch" and needs("edge_iou") == "nothing"
+
+
+@pytest.mark.parametrize("values", [dict(a={}, b={}), dict(a={0: 1}, b={}), dict(a={0: 1, 1: 2}, b={1: 3})])
+def test_tables_of_few_results(values):
+    groups = fake_groups(values)
+    text = losses_table(groups) + by_group(groups) + targets_table(groups, [Target("ppce", "ours", "miou", 1)])
+    assert "not tested" in text and ("one group alone" in text) == (values == dict(a={0: 1}, b={}))
+    assert set(differences(groups, "ppce", "ours", SCORES["miou"])) == {(g, s) for g in values for s in values[g]}
+
+
+def run_page(name, capsys, **parameters):
+    "What a page prints and shows, from its cells run in this process"
+    import matplotlib.pyplot as plt
+    cells = json.loads((ROOT / "nbs" / f"{name}.ipynb").read_text())["cells"]
+    space, shown = {}, []
+    for cell in cells:
+        source = "".join(cell["source"])
+        if cell["cell_type"] != "code":
+            continue
+        exec(source, space)
+        if source.startswith("# Parameters"):
+            space |= parameters
+        last = source.splitlines()[-1]
+        if last.startswith("Markdown("):
+            shown.append(eval(last, space).data)
+    plt.close("all")
+    return capsys.readouterr().out + "\n".join(shown)
+
+
+def test_pages_without_results(tmp_path, capsys):
+    text = run_page("howto/cost", capsys, results=str(tmp_path))
+    assert text.count("not measured; `python -m benchmarks") == 12 and "not measured; `make bench`" in text
+    text = run_page("paper/table2", capsys, results=str(tmp_path))
+    assert "VOC, ImageNet: voc_imagenet, no results yet" in text and "not tested here" in text
+
+
+def test_page_of_losses_without_results(tmp_path, capsys):
+    text = run_page("paper/table_losses", capsys, results=str(tmp_path))
+    assert "losses: 0 runs of 0 losses on 0 of 3 drives" in text
+    assert "no results yet" in text and "No results yet." in text
+
+
+def test_page_of_losses_with_two_runs_of_one_drive(tmp_path, capsys):
+    for row, loss, source in (("ppce", "ppce", "table1_01"), ("edge_iou", "edge_iou", "lovasz")):
+        record = json.loads((ROOT / "results" / "camvid" / f"{source}-s0.json").read_text())
+        record |= dict(study="losses_0001TP", name=f"{row}-s0", config=record["config"] | dict(loss=loss))
+        path = tmp_path / "losses_0001TP" / f"{row}-s0.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(record))
+    text = run_page("paper/table_losses", capsys, results=str(tmp_path))
+    assert "losses: 2 runs of 2 losses on 1 of 3 drives" in text and "(one group alone)" in text
+    assert "not tested: 1 of 6 pairs of runs" in text and "| met" not in text
+    assert read_groups("losses", tmp_path).baseline() == "ppce"
