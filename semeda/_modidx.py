@@ -670,6 +670,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'semeda.plots.varying_channels': ('plots.html#varying_channels', 'semeda/plots.py')},
             'semeda.predict': { 'semeda.predict.Predicted': ('predict.html#predicted', 'semeda/predict.py'),
                                 'semeda.predict._arguments': ('predict.html#_arguments', 'semeda/predict.py'),
+                                'semeda.predict._count': ('predict.html#_count', 'semeda/predict.py'),
                                 'semeda.predict._device': ('predict.html#_device', 'semeda/predict.py'),
                                 'semeda.predict._export': ('predict.html#_export', 'semeda/predict.py'),
                                 'semeda.predict._is_out_of_memory': ('predict.html#_is_out_of_memory', 'semeda/predict.py'),
