@@ -111,6 +111,8 @@ class _RunParts(_RunInputs):
 
     def _read_initial_weights(self):
         "Put the given weights into the network; returns and tells what was found"
+        if self.config.init_style and not self.config.init_weights:
+            raise InputError(f"init_style is {self.config.init_style!r} without init_weights; expected nothing")
         if not self.config.init_weights:
             return None
         path = Path(self.config.init_weights).expanduser()

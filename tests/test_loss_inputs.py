@@ -75,7 +75,8 @@ WRONG = [
     (
         Z[..., :3],
         Y,
-        "logits are 8x3, labels 8x6; expected F.interpolate(logits, size=labels.shape[-2:], mode='bilinear', align_corners=False), or upsample=True",
+        "logits are 8x3, labels 8x6; expected F.interpolate(logits, size=labels.shape[-2:], mode='bilinear', "
+        "align_corners=False), or upsample=True",
     ),
     (Z, Y.float(), "labels are torch.float32; expected an integer dtype"),
     (Z, Y > 0, "labels are torch.bool"),

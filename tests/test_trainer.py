@@ -267,6 +267,7 @@ BAD = [
     (["--dataset", "camvid", "--data-root", "nowhere"], "data_root is 'nowhere'"),
     (["--dataset", "camvid"], "data_root is ''"),
     (["--init-weights", "none.pth"], "init_weights none.pth does not exist"),
+    (["--init-style", "caffe"], "init_style is 'caffe' without init_weights; expected nothing"),
     (["--init-weights", "other.pth"], "has conv1.weight of shape (1, 2); expected (64, 3, 7, 7)"),
 ]
 
