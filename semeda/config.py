@@ -73,7 +73,7 @@ class _LossParameters(_DataParameters):
     norm: str = parameter("l1", "norm of the difference of embeddings", ("l1", "l2"))
     reduction: str = parameter(
         "channel_mean", "over the channels of an embedding, or relative to the label's",
-        ("channel_mean", "channel_sum", "relative"))
+        ("channel_mean", "channel_sum", "relative", "per_class"))
     edge_net: str = parameter(
         "", "shipped Edge net (voc, cityscapes, camvid) or a file; empty: trained on the training labels")
     edge_steps: int = parameter(600, "training steps of the Edge net", low=1, high=10**9)
