@@ -70,6 +70,7 @@ bench: install
 
 test: install
 	ruff check
+	python -m mypy
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 	OMP_NUM_THREADS=1 nbdev-test nbs --file-re '^[0-9]' --n-workers 2
 
@@ -81,9 +82,12 @@ quick: install
 types: install
 	python -m mypy
 
-# LAB_ARGS='--no-browser --port 9000' goes to JupyterLab
+# opens a copy of the notebooks, so that running them changes no file of the project; NOTEBOOKS=nbs opens the files
+# themselves; LAB_ARGS='--no-browser --port 9000' goes to JupyterLab
+NOTEBOOKS = runs/lab
 lab: install
-	jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) nbs/index.ipynb
+	@mkdir -p runs/lab; cp -Rn nbs/. runs/lab/ || true
+	jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) $(NOTEBOOKS)/playground.ipynb
 
 docs: install
 	@command -v quarto >/dev/null || { \

@@ -98,8 +98,8 @@ def _plain_docstring(text):
 
 
 def escaped(text: str) -> str:
-    "Text whose asterisks, underscores and angle brackets outside of code and formulas stand for themselves"
-    parts = re.split(r"(`[^`]*`|\$[^$]+\$)", text)
+    "Text whose asterisks, underscores and angle brackets stand for themselves, but in code, formulas and addresses"
+    parts = re.split(r"(`[^`]*`|\$[^$]+\$|\]\([^)]*\))", text)
     return "".join(part if k % 2 else re.sub(r"([*_<])", r"\\\1", part) for k, part in enumerate(parts))
 
 

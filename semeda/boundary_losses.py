@@ -207,7 +207,7 @@ def signed_distance(
     phi = signed_distances(labels, classes, void).to(p.dtype)
     return (phi * p[:, classes]).sum() / ((labels != void).sum().clamp(min=1) * p.shape[1])
 
-# %% ../nbs/35_boundary_losses.ipynb #eab5509f
+# %% ../nbs/35_boundary_losses.ipynb #0fe5d599
 class SignedDistanceLoss(AddedLoss):
     "A loss and the weighted boundary loss by signed distance, with the authors' schedule"
     term, shown = "signed_distance", ("weight", "schedule", "ignore_index")
@@ -229,13 +229,17 @@ class SignedDistanceLoss(AddedLoss):
         if self.schedule != "constant":
             self.alpha.fill_(min(.99, max(.01, fraction)))
 
+    def compute(self, logits: Tensor, labels: Tensor) -> Tensor:
+        "The boundary loss by signed distance"
+        return signed_distance(logits, labels, self.ignore_index)
+
     def forward(self,
         logits: Tensor, # Shape (B, C, H, W), floating point
         labels: Tensor, # Integer labels, shape (B, H, W)
     ) -> Tensor: # Scalar
         "The loss of one batch"
         total = self.base(logits, labels)
-        added = self.weight * self.alpha * signed_distance(logits, labels, self.ignore_index)
+        added = self.weight * self.alpha * self.compute(logits, labels)
         self.terms = self.with_term(added)
         return (1 - self.alpha) * total + added if self.schedule == "rebalance" else total + added
 

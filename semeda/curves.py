@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LINE_STYLES', 'MARKERS', 'TERM_COLOURS', 'NO_TERMS', 'NAMES', 'points_of', 'plot_history', 'plot_losses',
-           'line_style', 'classes_that_leave', 'plot_trimap_curves', 'plot_trimap_differences']
+           'line_style', 'classes_that_leave', 'plot_trimap_curves', 'trimap_scores', 'plot_trimap_differences']
 
 # %% ../nbs/26_curves.ipynb #7d95d6e6
 from typing import Any
@@ -13,8 +13,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
 from .edges import edge_distance
+from .metrics import TrimapIoU, bootstrap
 from .pictures import RUN_COLOURS
 
 # %% ../nbs/26_curves.ipynb #f7d67da6
@@ -126,7 +128,8 @@ def _mark_widths(ax, leaving):
     for width, gone in names.items():
         ax.axvline(width, color="0.6", linewidth=.8, linestyle=":")
         ax.annotate(f"no {', '.join(gone)}", (width, 0), xytext=(2, 3), xycoords=ax.get_xaxis_transform(),
-                    textcoords="offset points", fontsize=7, color="0.35", rotation=90, va="bottom")
+                    textcoords="offset points", fontsize=7, color="0.2", rotation=90, va="bottom",
+                    bbox=dict(facecolor="white", edgecolor="none", alpha=.8, pad=.5))
 
 # %% ../nbs/26_curves.ipynb #4d1fab27
 def _interval_of(name, key, metrics, intervals):
@@ -162,6 +165,27 @@ def _label_width_axis(ax, key, what, band):
     ax.set(xlabel="trimap width (pixels to each side)", ylabel=what)
     ax.set_title(f"{key.replace('_', '-')} region" + (f"\n{band}" if band else ""))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+# %% ../nbs/26_curves.ipynb #fc9377e4
+def trimap_scores(
+    data: Any, # A `SegmentationData`
+    predictions: dict[str, list[Tensor]], # Name of each model and its predicted masks, one for each image
+    max_width: int, # Trimap widths 1..max_width
+    void: str = "ignore", # How to read void, see `edge_map`
+    resamples: int = 2000, # Draws of the bootstrap
+) -> tuple[dict, dict, dict]: # By model: counts of each image, what `plot_trimap_curves` takes, and intervals
+    "Scores of several models over the trimap width, with 95% intervals over images"
+    counts, curves, intervals = {}, {}, {}
+    for name, masks in predictions.items():
+        metric = TrimapIoU(data.num_classes, max_width, void=void, per_image=True)
+        for mask, label in zip(masks, data.labels):
+            metric.update(mask, label)
+        counts[name], scores = metric.per_image()[1], metric.compute()
+        found = {f"{key}_miou": scores[key].tolist() for key in ("boundary", "non_boundary")}
+        curves[name] = dict(widths=range(1, max_width + 1)) | found
+        ends = bootstrap(counts[name], resamples).items()
+        intervals[name] = {key: (low, high) for key, (_, low, high) in ends}
+    return counts, curves, intervals
 
 # %% ../nbs/26_curves.ipynb #4f3213e3
 def plot_trimap_differences(

@@ -98,7 +98,7 @@ def _other_data(run_folder: str | Path, split: str, dataset: str, data_root: str
     network = load_network(run_folder, "cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(run_folder).expanduser()
     config, weights = read_json(folder/"config.json")["config"], read_json(folder/"metrics.json")["final_weights"]
-    given = dict(data_root=data_root, size=network.image_size)
+    given: dict[str, Any] = dict(data_root=data_root, size=network.image_size)
     if not dataset:
         given |= dict(data_root=data_root or config["data_root"], val_group=config.get("val_group", ""))
     name = dataset or config["dataset"]
@@ -199,9 +199,9 @@ def compare_evaluations(
     differences = paired_bootstrap(counts_a, counts_b, resamples, level, seed)
     for score in reported_scores():
         if score.mean_over_images:
-            numbers = [_image_numbers(folder, score.image_column, len(counts_a)) for folder in (a, b)]
-            if all(numbers):
-                differences[score.image_column] = paired_mean(*numbers, resamples, level, seed)
+            first, second = (_image_numbers(folder, score.image_column, len(counts_a)) for folder in (a, b))
+            if first and second:
+                differences[score.image_column] = paired_mean(first, second, resamples, level, seed)
     return differences
 
 # %% ../nbs/08_scoring.ipynb #fb51f1bb

@@ -54,28 +54,9 @@ def legend_html(
     entries = [f"{square.format(fill)} {html.escape(name)}" for fill, (name, _) in zip(fills, legend)]
     return f'<div role="note">{" &emsp; ".join(entries)}</div>' if entries else ""
 
-# %% ../nbs/27_explorer.ipynb #64fe4f33
-class Explorer(widgets.VBox):
-    "Controls, and pictures and numbers that follow from their values"
-    def __init__(self,
-        draw: Callable, # The controls' values by name -> pictures (title: uint8 (H, W, 3)) and numbers (name: float)
-        controls: dict[str, widgets.Widget], # By name; each change of a value draws again
-        others: tuple[widgets.Widget, ...] = (), # Controls that move other controls
-        legend: list | tuple = (), # Names and colours that stand below the pictures
-    ):
-        self.draw, self.controls, self.legend, self.shown = draw, controls, legend, None
-        self.failed = False
-        for control in (*controls.values(), *others):
-            control.style.description_width = "11em"
-            control.layout.width = "min(34em, 100%)"
-        self.text, self.errors = widgets.HTML(), widgets.Output()
-        panels = self._make_panels(list(draw(**self.values)[0].values()))
-        below = [widgets.HTML(legend_html(legend)), self.errors]
-        super().__init__([*controls.values(), *others, self.text, panels, *below])
-        self.update()
-        for control in controls.values():
-            control.observe(self._changed, "value")
-
+# %% ../nbs/27_explorer.ipynb #22995a39
+class _Panels(widgets.VBox):
+    "Titles and pictures in one row or two"
     def _make_panels(self, pictures):
         "A title and a view for each picture, in one row or two"
         count = len(pictures)
@@ -86,6 +67,24 @@ class Explorer(widgets.VBox):
         panel = widgets.Layout(width=f"min(480px, {96 / columns:.0f}%)", margin="0 4px 0 0")
         panels = [widgets.VBox(pair, layout=panel) for pair in zip(self.titles, self.views)]
         return widgets.HBox(panels, layout=widgets.Layout(flex_flow="row wrap"))
+
+    def _show_pictures(self, arrays):
+        "Encode the pictures that have changed, in parallel"
+        changed = [i for i, array in enumerate(arrays)
+                   if self.arrays[i] is None or not np.array_equal(self.arrays[i], array)]
+        for i, png in zip(changed, ENCODERS.map(encode_png, [arrays[i] for i in changed])):
+            self.views[i].value = png
+        self.arrays = arrays
+
+# %% ../nbs/27_explorer.ipynb #57213704
+class _Live(_Panels):
+    "Pictures and numbers that follow from the values of controls"
+    draw: Callable
+    controls: dict[str, Any]
+    shown: dict | None
+    failed: bool
+    text: widgets.HTML
+    errors: widgets.Output
 
     @property
     def values(self) -> dict[str, Any]: # Value of each control
@@ -105,18 +104,13 @@ class Explorer(widgets.VBox):
         self.text.value = f'<div role="status">{numbers}</div>'
         self.shown = values
 
-    def _show_pictures(self, arrays):
-        "Encode the pictures that have changed, in parallel"
-        changed = [i for i, array in enumerate(arrays)
-                   if self.arrays[i] is None or not np.array_equal(self.arrays[i], array)]
-        for i, png in zip(changed, ENCODERS.map(encode_png, [arrays[i] for i in changed])):
-            self.views[i].value = png
-        self.arrays = arrays
-
     def words(self) -> dict[str, str]: # By name
         "The numbers as they are written"
         return {name: number_text(value) for name, value in self.numbers.items()}
 
+# %% ../nbs/27_explorer.ipynb #29a81891
+class _Guarded(_Live):
+    "Errors that appear in the page"
     def guarded(self,
         handler: Callable, # Called with a change
     ) -> Callable: # The same, with its errors shown like those of `draw`
@@ -134,6 +128,28 @@ class Explorer(widgets.VBox):
             self.failed = True
             self.update()
             self.failed = False
+
+# %% ../nbs/27_explorer.ipynb #01e0f8a0
+class Explorer(_Guarded):
+    "Controls, and pictures and numbers that follow from their values"
+    def __init__(self,
+        draw: Callable, # The controls' values by name -> pictures (title: uint8 (H, W, 3)) and numbers (name: float)
+        controls: dict[str, widgets.Widget], # By name; each change of a value draws again
+        others: tuple[widgets.Widget, ...] = (), # Controls that move other controls
+        legend: list | tuple = (), # Names and colours that stand below the pictures
+    ):
+        self.draw, self.controls, self.legend, self.shown = draw, controls, legend, None
+        self.failed = False
+        for control in (*controls.values(), *others):
+            control.style.description_width = "11em"
+            control.layout.width = "min(34em, 100%)"
+        self.text, self.errors = widgets.HTML(), widgets.Output()
+        panels = self._make_panels(list(draw(**self.values)[0].values()))
+        below = [widgets.HTML(legend_html(legend)), self.errors]
+        super().__init__([*controls.values(), *others, self.text, panels, *below])
+        self.update()
+        for control in controls.values():
+            control.observe(self._changed, "value")
 
     def static(self) -> Figure: # With the numbers as its title
         "The state as a matplotlib figure"

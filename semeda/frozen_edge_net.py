@@ -75,7 +75,7 @@ def find_edge_net(
 ) -> EdgeNet: # Frozen
     "An Edge net by name or file; raises `InputError`"
     if isinstance(edge_net, (str, os.PathLike)):
-        edge_net = shipped_edge_net(edge_net) if edge_net in SHIPPED else load_edge_net(edge_net)
+        edge_net = shipped_edge_net(str(edge_net)) if edge_net in SHIPPED else load_edge_net(os.fspath(edge_net))
     if not all(tensor.isfinite().all() for pair in edge_net.weights for tensor in pair):
         raise InputError("edge net has weights that are not finite; expected a trained one")
     return edge_net
@@ -83,7 +83,7 @@ def find_edge_net(
 # %% ../nbs/26_frozen_edge_net.ipynb #c014b9de
 class FrozenEdgeNet(CheckedLoss):
     "An Edge net's weights as buffers of a loss"
-    shown = ("num_classes", "ignore_index")
+    shown: tuple[str, ...] = ("num_classes", "ignore_index")
 
     def __init__(self,
         edge_net: EdgeNet | str | os.PathLike | None = None, # An Edge net, the name of a shipped one, or a file
@@ -104,7 +104,7 @@ class FrozenEdgeNet(CheckedLoss):
         if edge_net is None and num_classes is None:
             choices = f"{', '.join(SHIPPED)}, a file, an EdgeNet, or num_classes=... and masks=..."
             raise InputError(f"{type(self).__name__} got no edge net; expected one of {choices}")
-        net = EdgeNet(num_classes) if edge_net is None else find_edge_net(edge_net)
+        net = EdgeNet(num_classes or 0) if edge_net is None else find_edge_net(edge_net)
         if num_classes not in (None, net.num_classes):
             raise InputError(f"edge net has {net.num_classes} classes; expected num_classes, {num_classes}")
         self.num_classes = net.num_classes

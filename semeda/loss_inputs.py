@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['logits_of', 'check_labels', 'checked', 'CheckedLoss', 'at_least_float32']
 
-# %% ../nbs/25_loss_inputs.ipynb #c31cec0d
+# %% ../nbs/25_loss_inputs.ipynb #e0595ea4
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,7 +96,19 @@ def check_labels(
         void = "" if ignore_index is None else f" or {ignore_index} (void)"
         raise InputError(f"{name} contain {some(found)}; expected 0..{classes - 1}{void}")
 
-# %% ../nbs/25_loss_inputs.ipynb #4c2a11ad
+# %% ../nbs/25_loss_inputs.ipynb #07df5439
+_just_checked: list = [lambda: None, ()] # a weak reference to the labels, and what they were checked for
+
+def _check_once(labels, classes, ignore_index):
+    "`check_labels`, unless these were the labels of the last call"
+    if labels.is_inference(): # it is not known whether they were changed
+        return check_labels(labels, classes, ignore_index)
+    asked = labels._version, classes, ignore_index
+    if _just_checked[0]() is not labels or _just_checked[1] != asked:
+        check_labels(labels, classes, ignore_index)
+        _just_checked[:] = weakref.ref(labels), asked
+
+# %% ../nbs/25_loss_inputs.ipynb #a679ca66
 def checked(
     logits: Any, # Class logits, shape (B, C, H, W) or (C, H, W); or a network's output that holds them
     labels: Tensor, # Integer labels, shape (B, H, W), (B, 1, H, W) or (H, W)
@@ -111,7 +124,7 @@ def checked(
     logits, labels = _with_batch(logits, labels)
     logits = _of_same_size(logits, labels, upsample)
     if not torch.compiler.is_compiling() and (check or labels.device.type == "cpu"):
-        check_labels(labels, logits.shape[1], ignore_index)
+        _check_once(labels, logits.shape[1], ignore_index)
     void = -1 if ignore_index is None else ignore_index
     if labels.dtype in (torch.uint16, torch.uint32, torch.uint64) or (void < 0 and labels.dtype == torch.uint8):
         labels = labels.to(torch.int64) # torch computes little with the former, and takes -1 for 255 with the latter

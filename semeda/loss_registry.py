@@ -21,7 +21,7 @@ from .core import InputError, Registry, load_object, one_line
 from .boundary_losses import ActiveBoundaryLoss, BoundaryDoULoss, BoundaryF1Loss, BoundaryIoULoss
 from .boundary_losses import SignedDistanceLoss
 from .edge_iou import EdgeIoULoss
-from .loss_processes import loss_across_processes
+from .loss_processes import loss_across_processes  # noqa: F401
 from .losses import LAMBDAS, PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss
 from .rivals import PEERS, AddedModule, EdgeWeightedLoss, LovaszLoss, PeerLoss, RegionMutualInformationLoss
 from .rivals import WholeModule, free_name
@@ -156,7 +156,7 @@ def _literals(
         call = ast.parse(f"f({text})", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
             raise ValueError
-        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise InputError(f"loss is {expression!r}; expected arguments such as (weight=2), not ({text})") from None
 
@@ -270,7 +270,8 @@ def build_loss(
             raise InputError(f"unknown setting {name!r}; choose from {', '.join(SETTINGS)}")
     given = {name: value for name, value in settings.items() if value is not None or name == "ignore_index"}
     settings = dict(ignore_index=255) | given
-    loss, over = None, set()
+    loss: Any = None
+    over = set()
     for part in parse_loss(expression).parts:
         loss = _build_part(part, loss, settings)
         over |= {part.record.over, getattr(loss, "over", part.record.over)}

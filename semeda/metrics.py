@@ -173,7 +173,7 @@ def find_entry(
     key: str, # A dot leads into a dictionary
 ) -> Any: # None where it is missing
     "An entry of metrics.json by its key"
-    value = metrics
+    value: Any = metrics
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value

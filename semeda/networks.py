@@ -153,9 +153,12 @@ class NetworkRecord:
         return f"{self.name}NAME" if self.name.endswith(".") else self.name
 
 NETWORKS = Registry("network")
-NETWORKS.register("deeplab_v2", NetworkRecord("deeplab_v2", DeepLabV2, "DeepLab-v2", STYLES, edge_head=True))
-NETWORKS.register("smp.", NetworkRecord("smp.", _smp_network, "segmentation-models-pytorch"))
-NETWORKS.register("torchvision.", NetworkRecord("torchvision.", _torchvision_network, "torchvision"))
+for _record in (
+    NetworkRecord("deeplab_v2", DeepLabV2, "DeepLab-v2", STYLES, edge_head=True),
+    NetworkRecord("smp.", _smp_network, "segmentation-models-pytorch"),
+    NetworkRecord("torchvision.", _torchvision_network, "torchvision"),
+):
+    NETWORKS.register(_record.name, _record)
 
 # %% ../nbs/16_networks.ipynb #6e01bd3f
 def find_network(

@@ -21,7 +21,14 @@ from tqdm import tqdm
 
 from .core import InputError, progress_bar
 from semeda.curves import (  # noqa: F401 - importable from here as before
-    LINE_STYLES, MARKERS, classes_that_leave, plot_history, plot_losses, plot_trimap_curves, plot_trimap_differences
+    LINE_STYLES,
+    MARKERS,
+    classes_that_leave,
+    plot_history,
+    plot_losses,
+    plot_trimap_curves,
+    plot_trimap_differences,
+    trimap_scores,
 )
 from .edge_net import EdgeNet, embeddings, one_hot
 from .edges import edge_map, trimap
@@ -29,9 +36,24 @@ from .loss_registry import loss_label
 from .metrics import mean_iou, trimap_counts
 from .networks import network_label
 from semeda.pictures import (  # noqa: F401 - importable from here as before
-    POSITIVE_SCALE, RIGHT_COLOURS, RUN_COLOURS, SIGNED_SCALE, TRIMAP_COLOURS, WRONG_COLOUR, cell_words, class_legend,
-    colorize, disagreement, errors, overlay, picture_grid, positive_picture, save_figure, set_figure_style, show,
-    signed_picture
+    POSITIVE_SCALE,
+    RIGHT_COLOURS,
+    RUN_COLOURS,
+    SIGNED_SCALE,
+    TRIMAP_COLOURS,
+    WRONG_COLOUR,
+    cell_words,
+    class_legend,
+    colorize,
+    disagreement,
+    errors,
+    overlay,
+    picture_grid,
+    positive_picture,
+    save_figure,
+    set_figure_style,
+    show,
+    signed_picture,
 )
 
 # %% ../nbs/07_plots.ipynb #74c16eea
@@ -315,7 +337,7 @@ def two_runs(
     folders = run_paths(run_folders)
     if len(folders) != 2:
         raise InputError(f"run_folders is {run_folders!r}; expected two run folders, the baseline first")
-    changes = dict(data_root=data_root) if data_root else {}
+    changes: dict[str, Any] = dict(data_root=data_root) if data_root else {}
     runs, data, predictions = predict_runs(folders, count, **changes)
     labels = run_labels(runs)
     void = next(iter(runs.values())).config.void

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from .core import BAR, Arguments, InputError, command, one_line, probe_folder, replacing
 from .export import FORMATS, export_network
 from .reading import files_by_name
-from .segment import predict_image, predict_images, predict_tiles, read_photo
+from .segment import predict_image # noqa: F401 - for those who import it from here
+from .segment import predict_images, predict_tiles, read_photo
 from .trained import TrainedNetwork, load_network
 
 _all_ = ["load_network", "predict_image"] # of the rooms above, for those who import from here
@@ -169,7 +170,7 @@ def _predict_batch(network, read, targets, tile, overlay, batch_size, result):
             _write(photo, mask, network.palette, targets[name], overlay)
             result.masks[name] = targets[name]
 
-# %% ../nbs/23_predict.ipynb #165940c0
+# %% ../nbs/23_predict.ipynb #e9f353e1
 def _arguments():
     "The command line's parameters"
     usage = "semeda-predict RUN PHOTOS OUT [options]\n       semeda-predict RUN FILE --export FORMAT"
@@ -183,12 +184,13 @@ def _arguments():
     add("--overlay", action="store_true", help="write NAME_overlay.jpg beside each mask")
     add("--batch-size", metavar="N", type=int, default=4, help="photos, or tiles, at a time [4]")
     add("--device", default="auto", help="cpu, cuda, cuda:1 ..., or auto: a GPU where there is one [auto]")
+    add("--quiet", action="store_true", help="no progress bar")
     add("--export", metavar="FORMAT", choices=FORMATS, help=f"write the network: {', '.join(FORMATS)}")
     add("--plugin", metavar="MODULE", action="append", default=[],
         help="import a module of yours that the network is built by; may be given again")
     return parser
 
-# %% ../nbs/23_predict.ipynb #379cef30
+# %% ../nbs/23_predict.ipynb #8b23fe87
 def _device(name):
     "The device to work on"
     if name == "auto":
@@ -210,6 +212,10 @@ def _size_in_words(network, tile):
         return f"resized to {_times(network.image_size)} as in training, masks at the photo's own size"
     return f"at the photo's own size, as in training; its crops were {network.crop}x{network.crop}"
 
+def _count(things, name):
+    "How many things there are"
+    return f"{len(things)} {name}" + ("" if len(things) == 1 else "s")
+
 def _times(size):
     "A size in words"
     return "x".join(map(str, size))
@@ -229,7 +235,7 @@ def _export(args):
           f"the same class at {100 * report['agree']:.2f}% of the pixels")
     return 0
 
-# %% ../nbs/23_predict.ipynb #d0de67e8
+# %% ../nbs/23_predict.ipynb #226844d2
 def _predict(args):
     "Segment the photos; exit status"
     if args.out is None:
@@ -244,8 +250,10 @@ def _predict(args):
     tile = max(32, network.crop) if args.tile == -1 else args.tile
     print(f"{args.run}: {network.num_classes} classes, {_size_in_words(network, tile)}")
     tell = lambda line: tqdm.write(f"semeda-predict: {line}", file=sys.stderr)
-    done = predict_files(network, photos, out, tile, args.overlay, args.batch_size, tqdm, tell)
-    print(f"{out}: {len(done.masks)} masks" + (f", {len(done.failed)} photos without one" if done.failed else ""))
+    done = predict_files(network, photos, out, tile, args.overlay, args.batch_size,
+                         None if args.quiet else tqdm, tell)
+    left_out = f", {_count(done.failed, 'photo')} without one" if done.failed else ""
+    print(f"{out}: {_count(done.masks, 'mask')}{left_out}")
     if not done.masks:
         return 2
     return 1 if done.failed else 0

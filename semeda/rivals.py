@@ -52,7 +52,7 @@ class EdgeWeightedLoss(CheckedLoss):
 class AddedLoss(CheckedLoss):
     "A base loss plus a weighted term; a subclass computes the term"
     term = "added" # Name of the term in `terms`
-    shown = ("weight", "ignore_index")
+    shown: tuple[str, ...] = ("weight", "ignore_index")
 
     def __init__(self,
         weight: float = 1., # Of the term

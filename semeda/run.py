@@ -18,7 +18,7 @@ import random
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Iterable
+from typing import Any, Iterable
 
 import numpy as np
 import torch
@@ -222,7 +222,8 @@ def probe_space(
 # %% ../nbs/21_run.ipynb #b308ffac
 def random_states() -> dict: # Of plain values and tensors
     "The states of the generators of torch, Python and NumPy"
-    kind, keys, *rest = np.random.get_state()
+    state: Any = np.random.get_state()
+    kind, keys, *rest = state
     cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
     return dict(torch=torch.get_rng_state(), cuda=cuda, python=random.getstate(),
                 numpy=[kind, torch.from_numpy(keys.astype(np.int64)), *rest])

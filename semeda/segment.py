@@ -66,7 +66,7 @@ def resized(
     photo: Tensor, # uint8, shape (3, H, W)
     size: tuple[int, int] | None, # Width and height; None: as it is
 ) -> Tensor: # uint8, shape (3, height, width)
-    "A photo at another size, as `semeda.reading.read_image` resizes it"
+    "A photo at another size, resized as files are when they are read for training"
     if size is None or tuple(photo.shape[:0:-1]) == tuple(size):
         return photo
     picture = Image.fromarray(photo.permute(1, 2, 0).cpu().numpy()).resize(size, Image.Resampling.BILINEAR)

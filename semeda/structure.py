@@ -6,6 +6,8 @@
 __all__ = ['structure_counts', 'Structure']
 
 # %% ../nbs/19_structure.ipynb #f664943e
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -53,7 +55,7 @@ def structure_counts(
     predictions, labels = check_masks(predictions, labels, num_classes, ignore_index)
     holes, areas = _pieces(predictions.cpu().numpy(), num_classes)
     label_holes, label_areas = _pieces(labels.cpu().numpy(), num_classes)
-    counts = dict(
+    counts: dict[str, Any] = dict(
         holes=holes, fragments=[len(a) for a in areas],
         label_holes=label_holes, label_fragments=[len(a) for a in label_areas],
         area=[a.sum() for a in areas], small_area=[a[a < small].sum() for a in areas])

@@ -22,7 +22,14 @@ from .edges import edge_distance
 from .explorer import Explorer, encode_png  # noqa: F401 - importable from here as before
 from .metrics import mean_iou, trimap_counts
 from semeda.pictures import (
-    RIGHT_COLOURS, WRONG_COLOUR, class_legend, colorize, disagreement, overlay, positive_picture, signed_picture
+    RIGHT_COLOURS,
+    WRONG_COLOUR,
+    class_legend,
+    colorize,
+    disagreement,
+    overlay,
+    positive_picture,
+    signed_picture,
 )
 from .plots import EMBEDDING_KEY, photo_of, predict_runs, run_paths  # noqa: F401 - importable from here as before
 
@@ -242,6 +249,7 @@ def _comparer(data, names, draw, shares, top):
     only = widgets.Checkbox(value=False, description="only where they disagree", indent=True)
     controls = dict(first=first, second=second, image=image, opacity=opacity, only=only)
     jump = widgets.Dropdown(description="differ most on")
+    ranking: list = [] # not empty while the list is made anew, which must not move the slider
 
     def rank(change=None):
         share = shares(first.value, second.value)
@@ -249,12 +257,13 @@ def _comparer(data, names, draw, shares, top):
         chosen = jump.value # stays in the list, wherever the new order puts it
         listed = order[:top] + [i for i in order[top:] if i == chosen]
         choices = [(f"{data.files[i]}: {share[i]:.1f}% of the pixels", i) for i in listed]
-        with jump.hold_trait_notifications():
-            jump.options = [("choose an image", None), *choices]
-            jump.value = chosen
+        ranking.append(True)
+        jump.options = [("choose an image", None), *choices]
+        jump.value = chosen
+        ranking.clear()
 
     def go(change):
-        if change.new is not None:
+        if change.new is not None and not ranking:
             image.value = change.new
 
     rank()

@@ -4,13 +4,14 @@
     python -m tests.quick --record    run all tests and write how long they take to tests/durations.json
 
 A test that durations.json does not name takes less than `SHORT` seconds. Fixtures of a whole module are counted once
-for each file, as `tests/test_x.py::fixtures`.
+for each file, as `tests/test_x.py::fixtures`. After `LIMIT` seconds the rest is skipped, and says so.
 """
 import argparse
 import json
 import re
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -19,7 +20,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 DURATIONS = ROOT / "tests" / "durations.json"
 SHORT = .2 # seconds
-BUDGET = 60 # seconds of CPU: 30 s on 2 cores, and as much again for imports on a busy machine
+BUDGET = 60 # seconds of CPU: 30 s on 2 cores
+LIMIT = 45 # seconds on the clock
+START = time.monotonic()
+
+
+def read_durations():
+    "Seconds by test function, or by `tests/test_x.py::*` for each of a file"
+    return json.loads(DURATIONS.read_text()) if DURATIONS.is_file() else {}
 
 
 def changed_files():
@@ -61,7 +69,8 @@ def choose(items, durations, rooms, budget):
     for item in items:
         groups[file_and_function(item.nodeid)].append(item)
     ranks = {path: rank(path, rooms) for path in {item.path for item in items}}
-    cost = {name: max(durations.get(name, 0), .01) for name in groups}
+    typical = {name: durations.get(f"{name.partition('::')[0]}::*", .01) for name in groups} # of its file
+    cost = {name: durations.get(name, typical[name]) for name in groups}
     chosen, paid = [], set()
     for name in sorted(groups, key=lambda name: (ranks[groups[name][0].path], cost[name], name)):
         shared = f"{name.partition('::')[0]}::fixtures" if uses_shared_fixtures(groups[name][0]) else None
@@ -82,10 +91,15 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--quick"):
         return
-    durations = json.loads(DURATIONS.read_text()) if DURATIONS.is_file() else {}
+    durations = read_durations()
     chosen = {item.nodeid for item in choose(items, durations, rooms_of(changed_files()), BUDGET)}
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in chosen])
     items[:] = [item for item in items if item.nodeid in chosen]
+
+
+def pytest_runtest_setup(item):
+    if item.config.getoption("--quick") and time.monotonic() - START > LIMIT:
+        pytest.skip(f"after {LIMIT} s the rest is left to make test")
 
 
 class Recorder:
@@ -110,12 +124,21 @@ def pytest_configure(config):
         config.pluginmanager.register(Recorder())
 
 
+def files_to_collect(durations, rooms):
+    "Test files of what changed, and those whose tests are not known to be long: importing a file takes time too"
+    files = sorted((ROOT / "tests").glob("test_*.py"))
+    typical = {file: durations.get(f"tests/{file.name}::*", 0) for file in files}
+    return [str(file) for file in files if rank(file, rooms) == 0 or typical[file] < 1]
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser("tests.quick", description=__doc__.splitlines()[0])
     parser.add_argument("--record", action="store_true", help="run all tests and write tests/durations.json")
     args, more = parser.parse_known_args(argv)
-    options = ["-p", "tests.quick", "--record" if args.record else "--quick", "-n", "2", "--dist", "loadfile", *more]
-    return pytest.main(options)
+    options = ["-p", "tests.quick", "-n", "2", "--dist", "loadfile", *more]
+    if args.record:
+        return pytest.main([*options, "--record"])
+    return pytest.main([*options, "--quick", *files_to_collect(read_durations(), rooms_of(changed_files()))])
 
 
 if __name__ == "__main__":

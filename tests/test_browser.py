@@ -16,32 +16,28 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.browser
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TOKEN = "semeda"
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
 # JupyterLab renders an error's traceback as stderr
-STDERR = "[data-mime-type='application/vnd.jupyter.stderr'], .jupyter-widgets-error-widget"
-ERRORS = f"""() => [...document.querySelectorAll("{STDERR}")]
+ERRORS = """() => [...document.querySelectorAll("[data-mime-type='application/vnd.jupyter.stderr']"),
+    ...document.querySelectorAll(".jupyter-widgets-error-widget")]
     .map(e => e.textContent).filter(text => /error/i.test(text))"""
 PROMPTS = "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')].map(p => p.textContent)"
 STARTED = f"() => {PROMPTS}.some(text => /\\[[*\\d]/.test(text))"
 # the last cell has a new number, so all before it have run
 FINISHED = f"before => (/\\[\\d+\\]/.test({PROMPTS}.at(-1)) && {PROMPTS}.at(-1) !== before) || ({ERRORS})().length > 0"
+SETTINGS = {
+    "notebook-extension/tracker": dict(windowingMode="none", autoStartDefaultKernel=True),
+    "apputils-extension/notification": dict(fetchNews="false", checkForUpdates=False),
+}
 SLIDERS = ".jp-OutputArea-output .widget-vbox .widget-hslider"
 
 
 @pytest.fixture(scope="module")
 def chromium():
     "A headless Chromium, or skip"
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="Playwright is not installed: pip install playwright"
-    )
+    reason = "Playwright is not installed: pip install playwright"
+    playwright = pytest.importorskip("playwright.sync_api", reason=reason)
     if CHROMIUM is None:
         pytest.skip("no chromium on the PATH: apt-get install chromium")
     with playwright.sync_playwright() as p:
@@ -55,41 +51,24 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def lab(chromium, tmp_path_factory):
-    "The address of a JupyterLab on a copy of the widgets' notebook"
+    "The address of a JupyterLab on a copy of the notebook with the widgets"
     home, project = tmp_path_factory.mktemp("jupyter"), tmp_path_factory.mktemp("project")
     (project / "nbs").mkdir()
-    for name in ("settings.ini", "nbs/09_widgets.ipynb", "nbs/06_trainer.ipynb"):
+    for name in ("settings.ini", "nbs/playground.ipynb", "nbs/06_trainer.ipynb"):
         shutil.copy(ROOT / name, project / name)
-    env = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        "JUPYTER_CONFIG_DIR": str(home),
-        "JUPYTER_DATA_DIR": str(home / "data"),
-        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
-    }
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    env |= {"JUPYTER_CONFIG_DIR": str(home), "JUPYTER_DATA_DIR": str(home / "data")}
+    env |= {"JUPYTER_RUNTIME_DIR": str(home / "runtime"), "JUPYTERLAB_SETTINGS_DIR": str(home / "settings")}
     env.pop("SEMEDA_STATIC", None)
-    env["JUPYTERLAB_SETTINGS_DIR"] = str(home / "settings")
-    for plugin, settings in {
-        "notebook-extension/tracker": dict(windowingMode="none", autoStartDefaultKernel=True),
-        "apputils-extension/notification": dict(fetchNews="false", checkForUpdates=False),
-    }.items():
+    for plugin, settings in SETTINGS.items():
         path = home / "settings" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(settings))
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "jupyterlab",
-        "--no-browser",
-        "--allow-root",
-        f"--port={port}",
-        f"--IdentityProvider.token={TOKEN}",
-        f"--ServerApp.root_dir={project}",
-    ]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
+    command += [f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={project}"]
     with open(home / "log", "w") as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
@@ -116,26 +95,26 @@ def page(chromium, lab):
     page = chromium.new_page(viewport=dict(width=1300, height=1000))
     page.problems = []
     page.on("pageerror", lambda e: page.problems.append(str(e)))
-    # On a slow machine JupyterLab's widget manager misses a kernel that starts while the page loads.
-    # So a first visit starts it, and later ones find it idle.
+    # On a slow machine JupyterLab's widget manager misses a kernel that starts while the page loads. So a first visit
+    # starts it, and later ones find it idle.
     visit(page, lab)
     wait_for_kernel(lab)
     for _ in range(3):
         visit(page, lab)
         run_all(page)
         try:
-            page.wait_for_function(
-                f"() => document.querySelectorAll('{SLIDERS}').length >= 3", timeout=20_000, polling=200
-            )
+            drawn = f"() => document.querySelectorAll('{SLIDERS}').length >= 3"
+            page.wait_for_function(drawn, timeout=20_000, polling=200)
             break
         except sys.modules["playwright.sync_api"].TimeoutError:
-            if page.evaluate(ERRORS): break
+            if page.evaluate(ERRORS):
+                break
     return page
 
 
 def visit(page, lab):
     "Load the notebook's page and wait for the kernel"
-    page.goto(f"{lab}/lab/tree/nbs/09_widgets.ipynb?token={TOKEN}&reset", wait_until="domcontentloaded")
+    page.goto(f"{lab}/lab/tree/nbs/playground.ipynb?token={TOKEN}&reset", wait_until="domcontentloaded")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=120_000)
 
@@ -214,3 +193,15 @@ def test_dragging_the_trimap_slider_changes_picture_and_number(page):
     page.keyboard.press("ArrowLeft")
     wait_for_change(box, dragged)
     test_cells_ran_without_errors(page)
+
+
+def test_what_differs_most_stays_chosen_when_the_run_changes(page):
+    box = explorer(page, "opacity of the masks")
+    jump = box.locator("select", has=page.locator("option", has_text="of the pixels")).last
+    jump.select_option(index=2)
+    chosen = jump.evaluate("e => e.selectedOptions[0].textContent").partition(":")[0]
+    before = state(box)
+    box.locator("select").first.select_option(index=1)
+    wait_for_change(box, before)
+    assert jump.evaluate("e => e.selectedOptions[0].textContent").startswith(chosen)
+    assert "only 1 right" in box.inner_text()

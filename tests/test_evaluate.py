@@ -651,7 +651,9 @@ def test_a_run_on_other_data(finished, tmp_path, monkeypatch, capsys):
         for i, value in enumerate(values):
             folder = tmp_path / "mine" / "val" / kind
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(value.permute(1, 2, 0).numpy() if value.dim() == 3 else value.numpy()).save(folder / f"{i}.png")
+            Image.fromarray(value.permute(1, 2, 0).numpy() if value.dim() == 3 else value.numpy()).save(
+                folder / f"{i}.png"
+            )
     elsewhere = [*asked, "--dataset=folder", f"--data-root={tmp_path / 'mine'}"]
     assert main([*elsewhere, f"--out={tmp_path / 'mine' / 'out'}"]) == 0
     mine = json.loads((tmp_path / "mine" / "out" / "metrics.json").read_text())
@@ -660,7 +662,10 @@ def test_a_run_on_other_data(finished, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     for argv, words in (
         ([*asked, "--dataset=nothing"], "nothing"),
-        ([*asked, "--dataset=folder", "--data-root=/nowhere"], "data_root is '/nowhere'; expected the folder of the folder"),
+        (
+            [*asked, "--dataset=folder", "--data-root=/nowhere"],
+            "data_root is '/nowhere'; expected the folder of the folder",
+        ),
         ([*elsewhere, "--split=test"], "test"),
     ):
         assert main([*argv, f"--out={tmp_path / 'no'}"]) == 2
@@ -706,24 +711,29 @@ def test_notebook_on_folders(tmp_path):
     assert (tmp_path / "out" / "pictures" / "trimap.png").stat().st_size > 5000
 
 
-def test_notebook_ends_with_the_line(tmp_path):
-    before = snapshot(tmp_path)
-    done = papermill(ROOT / "nbs" / "evaluate.ipynb", *notebook_arguments(pred="x", label="y", num_classes="abc"),
-                     cwd=tmp_path, pipe=True)
-    assert done.returncode != 0
-    assert "InputError: num_classes is 'abc'; expected a whole number 1..255" in done.stderr.strip().splitlines()[-1]
-    assert snapshot(tmp_path) == before
-
-
-def test_notebook_refuses_unknown_parameters():
-    "The cell that checks them, run as a notebook runs it"
+def run_cells(tmp_path, monkeypatch, **parameters):
+    "The notebook's cells in this process, with parameters as papermill injects them"
+    monkeypatch.setenv("MPLBACKEND", "agg")
     cells = json.loads((ROOT / "nbs" / "evaluate.ipynb").read_text())["cells"]
-    parameters, check = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"][:2]
-    namespace = dict(In=[parameters, "# Parameters\nwidth = 3\n"])
-    exec(parameters, namespace)
-    namespace["width"] = 3
-    with pytest.raises(InputError, match="unknown parameter 'width'; choose from pred"):
-        exec(check, namespace)
+    first, *others = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    injected = "# Parameters\n" + "".join(f"{name} = {value!r}\n" for name, value in parameters.items())
+    namespace = dict(In=[first, injected])
+    for source in (first, injected, *others):
+        exec(source, namespace)
+
+
+@pytest.mark.parametrize("parameters, words", [
+    (dict(pred="x", label="y", num_classes="abc"), "num_classes is 'abc'; expected a whole number 1..255"),
+    (dict(pred="x", label="y", num_classes=3, max_width=3.7), "max_width is 3.7; expected a whole number 1..254"),
+    (dict(pred="nowhere", label="y", num_classes=3), "prediction folder nowhere is not there"),
+    (dict(pred="x", run_folder="y"), "run_folder is 'y' and pred 'x'; expected one of them"),
+    (dict(width=3), "unknown parameter 'width'; choose from pred"),
+])
+def test_notebook_refuses_bad_parameters(tmp_path, monkeypatch, parameters, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as e:
+        run_cells(tmp_path, monkeypatch, **parameters)
+    assert words in str(e.value) and not list(tmp_path.iterdir())
 
 
 def test_real_labels_of_camvid(tmp_path):

@@ -10,7 +10,7 @@ from semeda.data import draw_scene
 from semeda.predict import load_network, predict_image
 from tests.conftest import ROOT
 
-FEW = ["--iterations", "3", "--batch-size", "2", "--crop", "32", "--val-every", "0", "--max-width", "3", "--device", "cpu"]
+FEW = "--iterations 3 --batch-size 2 --crop 32 --val-every 0 --max-width 3 --device cpu".split()
 
 
 def write_photos(folder, seeds, size=64, classes=3):
@@ -68,6 +68,13 @@ def test_the_cityscapes_layout(tmp_path, capsys):
     assert trainer.main([str(a) for a in (*train, *small, *FEW)]) == 0
     masks, photos = tmp_path / "masks", root / "leftImg8bit" / "val"
     assert predict.main([str(tmp_path / "run"), str(photos), str(masks)]) == 0
+    run, opened = trainer.load_run(tmp_path / "run", data_root=str(root)), load_network(tmp_path / "run")
+    assert opened.class_names == run.val_data.class_names and opened.image_size == (64, 32)
+    photo = Image.fromarray(np.random.default_rng(1).integers(0, 255, (48, 96, 3), dtype=np.uint8))
+    photo.save(tmp_path / "x.png")
+    expected = predict_image(opened.net, photo, opened.style, opened.image_size)
+    assert torch.equal(run.predict(tmp_path / "x.png"), expected) and expected.shape == (48, 96)
+    assert torch.equal(run.predict(np.array(photo), tile=32), predict_image(opened.net, photo, tile=32))
     files = dict(pred=masks, label=root / "gtFine" / "val", out=tmp_path / "scores")
     folders = [str(a) for name, path in files.items() for a in (f"--{name}", path)]
     layout = ["--pred-suffix", "_leftImg8bit", "--label-suffix", "_gtFine_labelIds", "--label-map", "cityscapes"]

@@ -16,14 +16,32 @@ from semeda.edge_net import EdgeNet, one_hot
 from semeda.frozen_edge_net import FrozenEdgeNet, checked_masks
 from semeda.loss_inputs import check_labels, checked
 from semeda.loss_registry import LOSSES, build_loss
-from semeda.losses import PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss, ppce, ppce_on_edges, semeda, semeda_by_image
+from semeda.losses import (
+    PPCELoss,
+    PPCEOnEdgesLoss,
+    SemedaLoss,
+    UbernetLoss,
+    ppce,
+    ppce_on_edges,
+    semeda,
+    semeda_by_image,
+)
 from semeda.rivals import lovasz, region_mutual_information
 
 NET = EdgeNet(4).requires_grad_(False)
-FUNCTIONS = dict(ppce=ppce, ppce_on_edges=lambda z, y: ppce_on_edges(z, y, NET.weights), semeda=lambda z, y: semeda(z, y, NET.weights),
-                 semeda_by_image=lambda z, y: semeda_by_image(z, y, NET.weights), lovasz=lovasz, rmi=region_mutual_information,
-                 boundary_iou=boundary_iou_loss, boundary_f1=boundary_f1, boundary_dou=boundary_dou, signed_distance=signed_distance,
-                 active_boundary=active_boundary)
+FUNCTIONS = dict(
+    ppce=ppce,
+    ppce_on_edges=lambda z, y: ppce_on_edges(z, y, NET.weights),
+    semeda=lambda z, y: semeda(z, y, NET.weights),
+    semeda_by_image=lambda z, y: semeda_by_image(z, y, NET.weights),
+    lovasz=lovasz,
+    rmi=region_mutual_information,
+    boundary_iou=boundary_iou_loss,
+    boundary_f1=boundary_f1,
+    boundary_dou=boundary_dou,
+    signed_distance=signed_distance,
+    active_boundary=active_boundary,
+)
 MODULES = [name for name in LOSSES if name != "ubernet" and not name.startswith("smp.")]
 
 
@@ -47,14 +65,28 @@ def with_label(value):
 
 Z, Y = torch.zeros(2, 4, 8, 6), torch.zeros(2, 8, 6, dtype=torch.long)
 WRONG = [
-    (Z, with_label(4), "labels contain 4; expected 0..3 or 255 (void)"), (Z, with_label(200), "labels contain 200"),
-    (Z, with_label(-1), "labels contain -1"), (Z, with_label(-100), "labels contain -100"), (Z, with_label(2**40), "labels contain 1099511627776"),
-    (Z[:1], Y, "expected the same number of images"), (Z, Y[:1], "expected the same number of images"),
-    (Z[..., :3], Y, "logits are 8x3, labels 8x6; expected F.interpolate(logits, size=labels.shape[-2:], mode='bilinear', align_corners=False), or upsample=True"),
-    (Z, Y.float(), "labels are torch.float32; expected an integer dtype"), (Z, Y > 0, "labels are torch.bool"), (Z.long(), Y, "logits are torch.int64"),
-    (Z[:, :1], Y, "expected a channel for each class, two or more"), (Z[0], Y, "expected (B, C, H, W) and (B, H, W)"),
-    (Z, Y[0], "expected (B, C, H, W) and (B, H, W)"), (Z, Y.numpy(), "labels are a ndarray; expected an integer tensor"),
-    ((Z, Z), Y, "logits are a tuple of 2; pass one of them"), (dict(sem_seg=Z), Y, "logits are a dict with sem_seg; expected a tensor"),
+    (Z, with_label(4), "labels contain 4; expected 0..3 or 255 (void)"),
+    (Z, with_label(200), "labels contain 200"),
+    (Z, with_label(-1), "labels contain -1"),
+    (Z, with_label(-100), "labels contain -100"),
+    (Z, with_label(2**40), "labels contain 1099511627776"),
+    (Z[:1], Y, "expected the same number of images"),
+    (Z, Y[:1], "expected the same number of images"),
+    (
+        Z[..., :3],
+        Y,
+        "logits are 8x3, labels 8x6; expected F.interpolate(logits, size=labels.shape[-2:], mode='bilinear', "
+        "align_corners=False), or upsample=True",
+    ),
+    (Z, Y.float(), "labels are torch.float32; expected an integer dtype"),
+    (Z, Y > 0, "labels are torch.bool"),
+    (Z.long(), Y, "logits are torch.int64"),
+    (Z[:, :1], Y, "expected a channel for each class, two or more"),
+    (Z[0], Y, "expected (B, C, H, W) and (B, H, W)"),
+    (Z, Y[0], "expected (B, C, H, W) and (B, H, W)"),
+    (Z, Y.numpy(), "labels are a ndarray; expected an integer tensor"),
+    ((Z, Z), Y, "logits are a tuple of 2; pass one of them"),
+    (dict(sem_seg=Z), Y, "logits are a dict with sem_seg; expected a tensor"),
     (None, Y, "logits are a NoneType"),
 ]
 
@@ -156,7 +188,9 @@ def test_class_weights_and_label_smoothing(batch):
     loss = SemedaLoss(NET, weight=[1., 2., 0., .5], label_smoothing=.1)
     loss(logits, labels)
     assert torch.allclose(loss.terms["ppce"], theirs) and torch.equal(loss.weight, weight)
-    nothing = PPCELoss(weight=weight)(logits.requires_grad_(), torch.full_like(labels, 2)) # of a class that does not count
+    nothing = PPCELoss(weight=weight)(
+        logits.requires_grad_(), torch.full_like(labels, 2)
+    )  # of a class that does not count
     nothing.backward()
     assert nothing == 0 and (logits.grad == 0).all()
     assert "weight" not in PPCELoss().state_dict() and "weight" in loss.state_dict()
@@ -177,8 +211,15 @@ def test_lambdas_are_three_finite_weights(lambdas):
 
 def test_repr_shows_the_settings():
     shown = repr(SemedaLoss(NET, lambdas=(0, 1, 0), norm="l2"))
-    assert all(word in shown for word in ("num_classes=4", "lambdas=(0.0, 1.0, 0.0)", "norm='l2'", "relu='before'", "ignore_index=255"))
-    assert "lambda1=2.0" in repr(UbernetLoss(2)) and "lambda1" in repr(PPCEOnEdgesLoss(NET)) and "weight=" in repr(build("lovasz"))
+    assert all(
+        word in shown
+        for word in ("num_classes=4", "lambdas=(0.0, 1.0, 0.0)", "norm='l2'", "relu='before'", "ignore_index=255")
+    )
+    assert (
+        "lambda1=2.0" in repr(UbernetLoss(2))
+        and "lambda1" in repr(PPCEOnEdgesLoss(NET))
+        and "weight=" in repr(build("lovasz"))
+    )
 
 
 def masks(count=6, size=32, seed=0):
@@ -213,10 +254,16 @@ def test_masks_in_any_form(tmp_path, trained):
         SemedaLoss(num_classes=3, masks=tmp_path, steps=1)
 
 
-@pytest.mark.parametrize("given, words", [
-    ([], "masks is empty"), (np.full((1, 8, 8), 11), "labels of mask 0 contain 11; expected 0..10 or 255"), ([np.zeros((8, 8))], "expected integers, (H, W)"),
-    (np.zeros((8, 8), int), "mask 0 has shape (8,)"), (np.zeros((1, 8, 8, 3), int), "mask 0 has shape (8, 8, 3)"),
-])
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ([], "masks is empty"),
+        (np.full((1, 8, 8), 11), "labels of mask 0 contain 11; expected 0..10 or 255"),
+        ([np.zeros((8, 8))], "expected integers, (H, W)"),
+        (np.zeros((8, 8), int), "mask 0 has shape (8,)"),
+        (np.zeros((1, 8, 8, 3), int), "mask 0 has shape (8, 8, 3)"),
+    ],
+)
 def test_masks_that_are_refused(given, words):
     with pytest.raises(InputError) as e:
         SemedaLoss(num_classes=11, masks=given)

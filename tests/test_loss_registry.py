@@ -219,7 +219,13 @@ def test_registering(monkeypatch, batch):
         loss_registry.LOSSES.register("semeda", LossRecord("semeda", nn.CrossEntropyLoss, "plain"))
 
 
-ACROSS = (*LOSSES, "semeda(reduction='relative')", "ppce(weight=(1, 2, 3, 4))", "semeda+torch.nn:CrossEntropyLoss")
+ACROSS = (
+    *LOSSES,
+    "semeda(reduction='relative')",
+    "semeda(reduction='per_class')",
+    "ppce(weight=(1, 2, 3, 4))",
+    "semeda+torch.nn:CrossEntropyLoss",
+)
 
 
 def one_of_two(rank, folder, state, logits, labels):

@@ -47,12 +47,18 @@ def by_pixel(logits, labels, net, lambdas, relu, norm, reduction):
         if relu == "after" and l < 2:
             a, b = a.relu(), b.relu()
         value = size = 0.
+        of_class = {}
         for n, i, j in (labels != 255).nonzero().tolist():
             for c in range(a.shape[1]):
                 d, e = (a[n, c, i, j] - b[n, c, i, j]).item(), b[n, c, i, j].item()
                 value += abs(d) if norm == "l1" else d * d
                 size += abs(e) if norm == "l1" else e * e
+                sums = of_class.setdefault(labels[n, i, j].item(), [0., 0.])
+                for k, x in enumerate((d, e)): sums[k] += abs(x) if norm == "l1" else x * x
         pixels = (labels != 255).sum().item()
+        if reduction == "per_class":
+            total += weight * sum(d / e for d, e in of_class.values()) / len(of_class)
+            continue
         total += weight * value / dict(channel_sum=pixels, channel_mean=pixels * a.shape[1], relative=size)[reduction]
     return total
 
@@ -61,7 +67,8 @@ def by_pixel(logits, labels, net, lambdas, relu, norm, reduction):
 @pytest.mark.parametrize("relu", ["before", "after"])
 @pytest.mark.parametrize(
     "norm, reduction",
-    [("l1", "channel_mean"), ("l1", "channel_sum"), ("l2", "channel_mean"), ("l1", "relative"), ("l2", "relative")],
+    [("l1", "channel_mean"), ("l1", "channel_sum"), ("l2", "channel_mean"), ("l1", "relative"), ("l2", "relative"),
+     ("l1", "per_class"), ("l2", "per_class")],
 )
 def test_semeda_is_eq_6(net, batch, lambdas, relu, norm, reduction):
     logits, labels = batch
@@ -77,7 +84,9 @@ def test_ppce_is_torch(batch):
 @pytest.mark.parametrize("lambdas", [(1., 0., 0.), (0., 1., 0.), (.25, .5, 1.)])
 @pytest.mark.parametrize("relu", ["before", "after"])
 @pytest.mark.parametrize(
-    "norm, reduction", [("l1", "channel_mean"), ("l2", "channel_mean"), ("l1", "relative"), ("l2", "relative")]
+    "norm, reduction",
+    [("l1", "channel_mean"), ("l2", "channel_mean"), ("l1", "relative"), ("l2", "relative"), ("l1", "per_class"),
+     ("l2", "per_class")],
 )
 def test_gradients(net, batch, lambdas, relu, norm, reduction):
     logits, labels = batch[0][:1, :, :4, :4].double().requires_grad_(), batch[1][:1, :4, :4]
@@ -90,7 +99,8 @@ def test_gradients(net, batch, lambdas, relu, norm, reduction):
 @pytest.mark.parametrize("relu", ["before", "after"])
 @pytest.mark.parametrize(
     "norm, reduction",
-    [("l1", "channel_mean"), ("l1", "channel_sum"), ("l2", "channel_mean"), ("l1", "relative"), ("l2", "relative")],
+    [("l1", "channel_mean"), ("l1", "channel_sum"), ("l2", "channel_mean"), ("l1", "relative"), ("l2", "relative"),
+     ("l1", "per_class"), ("l2", "per_class")],
 )
 @pytest.mark.parametrize("dtype, ignore", [(torch.long, 255), (torch.uint8, 255), (torch.int32, -1), (torch.uint8, 2)])
 def test_by_image_equals_eq_6(net, batch, lambdas, relu, norm, reduction, dtype, ignore):

@@ -50,8 +50,8 @@ def test_targets_run_in_a_path_with_a_space(checkout):
 
 def test_lab_as_root_and_with_arguments(checkout):
     root = ["--allow-root"] if os.getuid() == 0 else []
-    [line] = make(checkout, "lab", "LAB_ARGS=--no-browser --port 9000")
-    assert line.split() == ["jupyter", "lab", *root, "--no-browser", "--port", "9000", "nbs/index.ipynb"]
+    *_, line = make(checkout, "lab", "LAB_ARGS=--no-browser --port 9000")
+    assert line.split() == ["jupyter", "lab", *root, "--no-browser", "--port", "9000", "runs/lab/playground.ipynb"]
 
 
 def test_an_environment_is_made_once_and_again_when_requirements_change(checkout):

@@ -10,13 +10,18 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
-from semeda.trainer import Config
+from semeda.config import Config, resolve
+from semeda.settings import notebook_parameters
+from semeda.trainer import train
 from tests.conftest import ROOT, run, snapshot
 from tests.pages import pages
 from tests.readme import readme
+from tests.refresh import parameters_cell
 
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 NAMES = [str(p.relative_to(ROOT)) for p in NOTEBOOKS]
@@ -45,13 +50,11 @@ def test_form(path):
     assert path.stat().st_size < 900_000
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in NOTEBOOKS if p.name != "index.ipynb"], ids=[n for n in NAMES if "index" not in n]
-)
-def test_outputs_are_kept(path):
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_outputs_hold_no_error_and_no_path_of_this_machine(path):
     code = [c for c in cells(path) if c["cell_type"] == "code"]
     outputs = [o for c in code for o in c["outputs"]]
-    assert outputs and not any(o["output_type"] == "error" for o in outputs)
+    assert not any(output["output_type"] == "error" for output in outputs)
     text = json.dumps(outputs)
     assert "/home/" not in text and str(ROOT.parent) + "/" not in text
 
@@ -59,17 +62,14 @@ def test_outputs_are_kept(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_no_table_is_empty(path):
     texts = ["".join(cell["source"]) for cell in cells(path) if cell["cell_type"] == "markdown"]
-    texts += [
-        "".join(o["data"]["text/markdown"])
-        for cell in cells(path)
-        if cell["cell_type"] == "code"
-        for o in cell["outputs"]
-        if "text/markdown" in o.get("data", {})
-    ]
+    for cell in cells(path):
+        shown = [o["data"] for o in cell.get("outputs", []) if "text/markdown" in o.get("data", {})]
+        texts += ["".join(data["text/markdown"]) for data in shown]
     for text in texts:
         lines = [*text.splitlines(), ""]
         for line, below in zip(lines, lines[1:]):
-            if re.fullmatch(r"\|[-:| ]*-[-:| ]*\|", line): assert below.startswith("|"), f"{line} has no row below it"
+            if re.fullmatch(r"\|[-:| ]*-[-:| ]*\|", line):
+                assert below.startswith("|"), f"{line} has no row below it"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
@@ -103,20 +103,14 @@ def test_site_lists_every_notebook():
 
 def test_export_leaves_no_difference(tmp_path):
     copy = tmp_path / "project"
-    shutil.copytree(
-        ROOT,
-        copy,
-        ignore=shutil.ignore_patterns(".venv", "runs", ".git", "__pycache__", ".pytest_cache", ".hypothesis"),
-    )
+    other = (".venv", "runs", ".git", "__pycache__", ".pytest_cache", ".hypothesis", "results")
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*other))
     done = run(BIN / "nbdev-export", cwd=copy, env={"PYTHONPATH": str(copy)})
     assert done.returncode == 0, done.stderr
     names = [p.name for p in (ROOT / "semeda").iterdir() if p.is_file()]
     match, differ, missing = filecmp.cmpfiles(ROOT / "semeda", copy / "semeda", names, shallow=False)
-    assert (
-        not differ
-        and not missing
-        and sorted(p.name for p in (copy / "semeda").iterdir() if p.is_file()) == sorted(names)
-    )
+    exported = sorted(p.name for p in (copy / "semeda").iterdir() if p.is_file())
+    assert not differ and not missing and exported == sorted(names)
 
 
 def test_clean_leaves_no_difference_and_keeps_the_tag(tmp_path):
@@ -126,19 +120,17 @@ def test_clean_leaves_no_difference_and_keeps_the_tag(tmp_path):
     done = run(BIN / "nbdev-clean", "--fname", copy, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for path in NOTEBOOKS:
-        assert cells(copy / path.relative_to(ROOT / "nbs")) == cells(path), (
-            f"run: nbdev-clean --fname {path.relative_to(ROOT)}"
-        )
+        cleaned = copy / path.relative_to(ROOT / "nbs")
+        assert cells(cleaned) == cells(path), f"run: nbdev-clean --fname {path.relative_to(ROOT)}"
     assert tagged(copy / "train.ipynb").startswith("# Parameters")
 
 
 def test_parameters_cell_mirrors_the_config():
     source = tagged(ROOT / "nbs" / "train.ipynb")
+    assert source == parameters_cell(), "run: python -m tests.refresh --parameters --record nbs/train.ipynb"
     cell = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
     defaults = {f.name: list(f.default) if isinstance(f.default, tuple) else f.default for f in fields(Config)}
     assert cell == defaults and list(cell) == list(defaults)
-    helps = [line.partition(" # ")[2].split(" (")[0] for line in source.splitlines()[1:]]
-    assert helps == [f.metadata["help"].split(" (")[0] for f in fields(Config)]
 
 
 def test_readme_is_the_index():
@@ -163,60 +155,56 @@ def papermill(*args, cwd, pipe=False):
     return run(*command, cwd=cwd)
 
 
+def test_a_row_decides_about_what_the_notebooks_defaults_set():
+    source = tagged(ROOT / "nbs" / "train.ipynb")
+    values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
+    injected = dict(row="table1_01", name="x")
+    cells = ["import os", source, "# Parameters\nrow = 'table1_01'\nname = 'x'"]
+    config, _ = resolve(**notebook_parameters(values | injected | dict(In=cells)))
+    assert (config.loss, list(config.lambdas), config.name) == ("ppce", [1., 0., 0.], "x")
+
+
 def test_papermill_from_any_folder_without_an_output_path(tmp_path):
     done = papermill(ROOT / "nbs" / "train.ipynb", "-p", "loss", "semeda", *QUICK, cwd=tmp_path, pipe=True)
     assert done.returncode == 0, done.stderr[-2000:]
     printed = json.loads(done.stdout)
     assert not any(o["output_type"] == "error" for c in printed["cells"] for o in c.get("outputs", []))
     folder = tmp_path / "runs" / "scenes-semeda-s0"
-    assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} == {
-        "config.json",
-        "metrics.json",
-        "history.csv",
-        "checkpoint.pt",
-        *(f"figures/{n}.{e}" for n in ("crops", "history", "overlays", "trimap") for e in ("png", "json")),
-    }
-    again = papermill(
-        ROOT / "nbs" / "train.ipynb",
-        tmp_path / "out.ipynb",
-        "-p",
-        "row",
-        "table1_01",
-        "-p",
-        "name",
-        "scenes-ppce-s0",
-        *QUICK,
-        cwd=tmp_path,
-    )
-    assert again.returncode == 0, again.stderr[-2000:]
-    config = json.loads((tmp_path / "runs" / "scenes-ppce-s0" / "config.json").read_text())["config"]
-    assert (config["loss"], config["lambdas"]) == (
-        "ppce",
-        [1.0, 0.0, 0.0],
-    )  # the row decides about what the notebook's own defaults set
-    both = f"{tmp_path}/runs/scenes-ppce-s0,{tmp_path}/runs/scenes-semeda-s0"
-    compared = papermill(
-        ROOT / "nbs" / "compare.ipynb", tmp_path / "compared.ipynb", "-p", "run_folders", both, cwd=tmp_path
-    )
+    drawn = ("crops", "history", "overlays", "trimap")
+    figures = {f"figures/{name}.{ext}" for name in drawn for ext in ("png", "json")}
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files >= {"config.json", "metrics.json", "history.csv", "checkpoint.pt"} | figures
+    small = dict(iterations=2, batch_size=2, val_every=0, runs=str(tmp_path / "runs"))
+    train(progress=None, loss="ppce", name="<b>other", **small)
+    both = f"{tmp_path}/runs/<b>other,{tmp_path}/runs/scenes-semeda-s0"
+    compare = ROOT / "nbs" / "compare.ipynb"
+    compared = papermill(compare, tmp_path / "compared.ipynb", "-p", "run_folders", both, cwd=tmp_path)
     assert compared.returncode == 0, compared.stderr[-2000:]
-    table = (tmp_path / "runs" / "comparison.md").read_text()
-    miou = [
-        100 * json.loads((tmp_path / "runs" / f"scenes-{loss}-s0" / "metrics.json").read_text())["miou"]
-        for loss in ("ppce", "semeda")
-    ]
-    assert [f"{m:.1f}" in table for m in miou] == [True, True] and "difference" in table
-    assert (tmp_path / "runs" / "overlays.png").stat().st_size > 10_000
+    check_comparison(tmp_path / "runs", json.loads((tmp_path / "compared.ipynb").read_text()))
 
 
-@pytest.mark.parametrize("notebook, args, words", [
-    ("train", ["-p", "loss", "sedema"], "InputError: loss is 'sedema'; choose from ppce, ubernet, ppce_edges, semeda"),
-    ("train", ["-p", "learning_rate", "1"], "InputError: unknown parameter 'learning_rate'; choose from dataset"),
-    ("compare", ["-p", "run_folders", "a,b"], "InputError: run folder a has no metrics.json; expected a finished run"),
-])
-def test_papermill_ends_with_the_line(tmp_path, notebook, args, words):
+def check_comparison(runs, notebook):
+    "Scores, a title with people's names, and figures that are not clipped"
+    table = (runs / "comparison.md").read_text()
+    for name in ("<b>other", "scenes-semeda-s0"):
+        miou = json.loads((runs / name / "metrics.json").read_text())["miou"]
+        assert f"{100 * miou:.1f}" in table
+    assert "difference" in table and "<b>" not in table
+    data = [output.get("data", {}) for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    html = [found["text/html"] for found in data if "text/html" in found]
+    assert "PPCE and SEMEDA on scenes" in "".join(html[0])
+    for name in ("losses", "trimap", "differences", "overlays"):
+        with Image.open(runs / f"{name}.png") as file:
+            edges = np.asarray(file.convert("L"))
+        rims = (edges[0], edges[-1], edges[:, 0], edges[:, -1])
+        assert all((rim == 255).all() for rim in rims), f"{name}.png is clipped"
+
+
+def test_papermill_ends_with_the_line(tmp_path):
     before = snapshot(tmp_path)
-    done = papermill(ROOT / "nbs" / f"{notebook}.ipynb", *args, cwd=tmp_path, pipe=True)
+    done = papermill(ROOT / "nbs" / "train.ipynb", "-p", "learning_rate", "1", cwd=tmp_path, pipe=True)
     assert done.returncode != 0
+    words = "InputError: unknown parameter 'learning_rate'; choose from dataset"
     assert words in done.stderr.strip().splitlines()[-1]
     assert snapshot(tmp_path) == before
 

@@ -33,7 +33,7 @@ deeplab checkpoints networks trained segment export predict
 counts intervals structure boundary_iou metrics
 launchers loggers config settings run optimise run_setup trainer
 masks report evaluation evaluate
-pictures curves plots widgets
+pictures curves plots explorer widgets
 study.plan study.collect study.results study.tables study.run study.groups study.gains
 """.split()
 

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from semeda._site import escaped
 from tests import pages as site
 from tests.refresh import record
 
@@ -93,7 +94,7 @@ def test_a_good_page_has_no_fault_and_shows_its_code(project):
     ([*GOOD, ("table()", markdown("[there](nowhere.ipynb)"))], "a dead link: nowhere.ipynb"),
     ([*GOOD, ("table()", markdown("[there](#no-heading)"))], "a dead link: #no-heading"),
     ([*GOOD, ("table()", markdown("[there](20_page.ipynb#no-heading)"))], "a dead link: 20_page.ipynb#no-heading"),
-    ([*GOOD, ("table()", markdown("![](picture.png)"))], "a picture without an alternative text"),
+    ([*GOOD, ("table()", markdown("![](https://example.org/picture.png)"))], "a picture without an alternative text"),
     ([*GOOD, ("table()", markdown("<img src='picture.png'>"))], "a picture without an alternative text"),
 ])
 def test_a_fault_is_found(project, cells, words):
@@ -132,6 +133,11 @@ def test_a_docstring_that_markdown_would_eat_is_mended_or_found(project):
     forget()
     [fault] = site.faults(write_page(project, *GOOD, (EATEN, [])))
     assert fault.startswith("a docstring is not shown as it was written: The edge map E* of a mask")
+
+
+def test_addresses_in_a_docstring_stay_as_they_are():
+    words = escaped("see [`read_image`](reading.html#read_image) and a_b * $x_1$")
+    assert words == r"see [`read_image`](reading.html#read_image) and a\_b \* $x_1$"
 
 
 def test_stale_outputs_are_found(project):

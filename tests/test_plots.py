@@ -26,6 +26,7 @@ from semeda.plots import (
     TRIMAP_COLOURS,
     WRONG_COLOUR,
     choose_images,
+    classes_that_leave,
     disagreement,
     errors,
     image_scores,
@@ -93,7 +94,8 @@ def test_trimap_pictures_have_the_regions_colours():
 def test_embeddings_of_a_perfect_prediction_differ_nowhere():
     label, net = DATA.labels[1], exact_edge_net(7)
     clean = one_hot(label[None], 7)[0]
-    perfect, other = (pictures(plot_embeddings(label, {"p": p}, net, DATA.palette)) for p in (clean, one_hot(shifted(label, 3)[None], 7)[0]))
+    moved = one_hot(shifted(label, 3)[None], 7)[0]
+    perfect, other = (pictures(plot_embeddings(label, {"p": p}, net, DATA.palette)) for p in (clean, moved))
     n = len(perfect) // 3
     assert all((p == perfect[-1][0, 0]).all() for p in perfect[2 * n:])
     assert not (other[-1] == other[-1][0, 0]).all()
@@ -123,7 +125,8 @@ def test_chosen_images_are_the_ends_and_the_middle(values, each):
         return
     chosen = choose_images(differences, each)
     by_rank = {rank: [values[i] for i, r in chosen if r == rank] for rank in ("best", "median", "worst")}
-    assert len({i for i, _ in chosen}) == len(chosen) and [r for _, r in chosen] == [r for r in by_rank for _ in by_rank[r]]
+    assert len({i for i, _ in chosen}) == len(chosen)
+    assert [rank for _, rank in chosen] == [rank for rank in by_rank for _ in by_rank[rank]]
     ordered, n = sorted(known, reverse=True), len(by_rank["best"])
     assert by_rank["best"] == ordered[:n]
     if len(known) > 1:
@@ -148,8 +151,10 @@ def test_chosen_images_show_the_worst_and_their_numbers():
 
 def test_curves_differ_without_colour_and_keep_to_their_numbers():
     names = [f"run {i}" for i in range(6)]
-    runs = {name: dict(widths=[1, 2, 3], boundary_miou=[.1 * i, .1 * i + .1, None], non_boundary_miou=[.5, .6, .7]) for i, name in enumerate(names)}
-    fig = plot_trimap_curves(runs, {names[0]: dict(boundary=([0, .05, .1], [.1, .2, .3]), non_boundary=([0] * 3, [1] * 3))})
+    fixed = dict(widths=[1, 2, 3], non_boundary_miou=[.5, .6, .7])
+    runs = {name: fixed | dict(boundary_miou=[.1 * i, .1 * i + .1, None]) for i, name in enumerate(names)}
+    ends = dict(boundary=([0, .05, .1], [.1, .2, .3]), non_boundary=([0] * 3, [1] * 3))
+    fig = plot_trimap_curves(runs, {names[0]: ends})
     boundary = fig.axes[0]
     assert len({(line.get_linestyle(), line.get_marker()) for line in boundary.lines}) == 6
     assert boundary.lines[2].get_ydata()[:2] == pytest.approx([20, 30])
@@ -159,14 +164,27 @@ def test_curves_differ_without_colour_and_keep_to_their_numbers():
         heights = sorted(t.xyann[1] for t in ax.texts if t.xyann[1] == t.xyann[1])
         assert min(np.diff(heights)) > 0
     assert len(LINE_STYLES) == len(MARKERS) == len(RUN_COLOURS)
-    kept = plot_trimap_curves({"one": runs["run 1"] | dict(boundary_miou_interval=[[.1, .2]] * 3, non_boundary_miou_interval=[[.4, .6]] * 3)})
+    stored = dict(boundary_miou_interval=[[.1, .2]] * 3, non_boundary_miou_interval=[[.4, .6]] * 3)
+    kept = plot_trimap_curves({"one": runs["run 1"] | stored})
     assert [len(ax.collections) for ax in kept.axes] == [1, 1]
+
+
+def test_widths_at_which_classes_leave_are_those_of_the_label():
+    found = dict((name, width) for width, name in classes_that_leave(DATA, 10, void="label"))
+    assert found
+    for width in range(1, 11):
+        outside = [trimap(y, width, void="label") == 0 for y in DATA.labels]
+        left = {DATA.class_names[c] for y, region in zip(DATA.labels, outside) for c in y[region].unique().tolist()}
+        present = {DATA.class_names[c] for y in DATA.labels for c in y.unique().tolist() if c != 255}
+        assert {name for name in present if found.get(name, 99) > width} == left
 
 
 def test_differences_stand_against_the_line_of_none():
     found = dict(boundary=([.01, .02], [0, .01], [.02, .04]), non_boundary=([0, 0], [-.01, -.01], [.01, .01]))
     fig = plot_trimap_differences({"b less a": found})
-    assert list(fig.axes[0].lines[0].get_ydata()) == [0, 0] and fig.axes[0].lines[1].get_ydata() == pytest.approx([1, 2])
+    none, line = fig.axes[0].lines
+    assert list(none.get_ydata()) == [0, 0] and line.get_ydata() == pytest.approx([1, 2])
+    assert line.get_color() == RUN_COLOURS[1], "the colour of the run that is compared"
     assert fig.get_suptitle() == "b less a"
 
 
@@ -197,18 +215,22 @@ for path, parameters in json.loads(sys.argv[1]).items():
     for cell in json.load(open(path, encoding="utf-8"))["cells"]:
         if cell["cell_type"] != "code": continue
         source = "".join(cell["source"])
-        if "parameters" in cell["metadata"].get("tags", []): source += "\\n" + "\\n".join(f"{k} = {v!r}" for k, v in parameters.items())
+        if "parameters" in cell["metadata"].get("tags", []):
+            source += "\\n" + "\\n".join(f"{k} = {v!r}" for k, v in parameters.items())
         shell.run_cell(source, store_history=True).raise_error()
 """
 FIGURES = sorted((ROOT / "nbs" / "paper").glob("figure*.ipynb"))
 
 
 def test_figures_render_from_two_runs(tmp_path):
-    small = dict(iterations=2, batch_size=2, crop=32, edge_steps=5, val_every=0, log_every=1, runs=str(tmp_path / "runs"))
-    code = f"from semeda.trainer import train\nfor loss in ('ppce', 'semeda'): train(progress=None, loss=loss, **{small})"
-    done = run(sys.executable, "-c", code)
+    small = dict(iterations=2, batch_size=2, crop=32, edge_steps=5, val_every=0, log_every=1)
+    small["runs"] = str(tmp_path / "runs")
+    lines = ["from semeda.trainer import train"]
+    lines.append(f"for loss in ('ppce', 'semeda'): train(None, loss=loss, **{small})")
+    done = run(sys.executable, "-c", "\n".join(lines))
     assert done.returncode == 0, done.stderr
-    both = dict(run_folders=f"{tmp_path}/runs/scenes-ppce-s0, {tmp_path}/runs/scenes-semeda-s0", out=str(tmp_path / "out"), count=12)
+    folders = f"{tmp_path}/runs/scenes-ppce-s0, {tmp_path}/runs/scenes-semeda-s0"
+    both = dict(run_folders=folders, out=str(tmp_path / "out"), count=12)
     parameters = {str(p): both if p.stem != "figure4" else dict(out=both["out"]) for p in FIGURES}
     parameters[str(FIGURES[0].with_name("figure5.ipynb"))] = both | dict(resamples=50)
     done = run(sys.executable, "-c", RENDER, json.dumps(parameters), cwd=tmp_path, env={"MPLBACKEND": "agg"})

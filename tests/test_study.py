@@ -211,7 +211,7 @@ def test_tables_of_few_results(values):
 def run_page(name, capsys, **parameters):
     "What a page prints and shows, from its cells run in this process"
     import matplotlib.pyplot as plt
-    cells = json.loads((ROOT / "nbs" / "paper" / f"{name}.ipynb").read_text())["cells"]
+    cells = json.loads((ROOT / "nbs" / f"{name}.ipynb").read_text())["cells"]
     space, shown = {}, []
     for cell in cells:
         source = "".join(cell["source"])
@@ -227,8 +227,15 @@ def run_page(name, capsys, **parameters):
     return capsys.readouterr().out + "\n".join(shown)
 
 
+def test_pages_without_results(tmp_path, capsys):
+    text = run_page("howto/cost", capsys, results=str(tmp_path))
+    assert text.count("not measured; `python -m benchmarks") == 12 and "not measured; `make bench`" in text
+    text = run_page("paper/table2", capsys, results=str(tmp_path))
+    assert "VOC, ImageNet: voc_imagenet, no results yet" in text and "not tested here" in text
+
+
 def test_page_of_losses_without_results(tmp_path, capsys):
-    text = run_page("table_losses", capsys, results=str(tmp_path))
+    text = run_page("paper/table_losses", capsys, results=str(tmp_path))
     assert "losses: 0 runs of 0 losses on 0 of 3 drives" in text
     assert "no results yet" in text and "No results yet." in text
 
@@ -240,7 +247,7 @@ def test_page_of_losses_with_two_runs_of_one_drive(tmp_path, capsys):
         path = tmp_path / "losses_0001TP" / f"{row}-s0.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(record))
-    text = run_page("table_losses", capsys, results=str(tmp_path))
+    text = run_page("paper/table_losses", capsys, results=str(tmp_path))
     assert "losses: 2 runs of 2 losses on 1 of 3 drives" in text and "(one group alone)" in text
     assert "not tested: 1 of 6 pairs of runs" in text and "| met" not in text
     assert read_groups("losses", tmp_path).baseline() == "ppce"

@@ -1,7 +1,6 @@
 """Sweeps with Snakemake, with a run that fails; results, their intervals, claims on them."""
 import json
 import re
-import subprocess
 import sys
 import time
 from contextlib import suppress

@@ -15,7 +15,15 @@ from semeda.edge_net import embeddings, one_hot, shipped_edge_net, synthetic_mas
 from semeda.edges import trimap
 from semeda.metrics import TrimapIoU, confusion, mean_iou
 from semeda.plots import WRONG_COLOUR, disagreement
-from semeda.widgets import encode_png, predict_runs, run_comparer, run_paths, texture_explorer, trimap_explorer
+from semeda.widgets import (
+    encode_png,
+    predict_runs,
+    run_comparer,
+    run_paths,
+    share_that_differs,
+    texture_explorer,
+    trimap_explorer,
+)
 from tests.conftest import ROOT
 
 DATA = scenes("val", count=4, size=60)
@@ -24,7 +32,10 @@ PALETTE = [(20 * k, 255 - 20 * k, 10 * k) for k in range(11)]
 
 
 def trimap_widget(): return trimap_explorer(DATA, FIRST, max_width=12, void="label")
-def texture_widget(): return texture_explorer(synthetic_masks(11, count=1, size=48)[0], shipped_edge_net("camvid"), PALETTE)
+def texture_widget():
+    return texture_explorer(synthetic_masks(11, count=1, size=48)[0], shipped_edge_net("camvid"), PALETTE)
+
+
 def comparer_widget(): return run_comparer(DATA, dict(a=FIRST, b=SECOND), void="label")
 
 
@@ -52,8 +63,9 @@ def test_trimap_numbers_are_the_metrics_and_pictures_follow():
         for width in (1, 4, 12):
             before = explorer.views[0].value
             explorer.controls["width"].value = width
-            assert explorer.numbers["boundary mIoU (%)"] == pytest.approx(100 * scores["boundary"][width - 1].item(), nan_ok=True)
-            assert explorer.numbers["non-boundary mIoU (%)"] == pytest.approx(100 * scores["non_boundary"][width - 1].item(), nan_ok=True)
+            for name, key in (("boundary mIoU (%)", "boundary"), ("non-boundary mIoU (%)", "non_boundary")):
+                expected = 100 * scores[key][width - 1].item()
+                assert explorer.numbers[name] == pytest.approx(expected, nan_ok=True)
             assert explorer.numbers["mIoU (%)"] == pytest.approx(100 * scores["miou"].item())
             assert f"<b>{explorer.words()['boundary mIoU (%)']}</b>" in explorer.text.value
             assert explorer.views[0].value != before
@@ -85,9 +97,10 @@ def test_texture_is_that_of_the_edge_net(layer, channel):
     clean, known = one_hot(label[None], 11), label != 255
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(5))
     soft = (3 * (clean + .6 * noise)).softmax(dim=1) * known
-    difference = (embeddings(soft, net.weights)[layer - 1] - embeddings(clean, net.weights)[layer - 1])[0, channel].abs()
-    assert explorer.numbers["mean |difference|"] == pytest.approx(difference[known].mean().item(), rel=1e-4)
-    assert explorer.numbers["largest probability, mean"] == pytest.approx(soft[0].amax(dim=0)[known].mean().item(), rel=1e-4)
+    seen, true = (embeddings(masks, net.weights)[layer - 1][0, channel] for masks in (soft, clean))
+    difference, largest = (seen - true).abs()[known].mean().item(), soft[0].amax(dim=0)[known].mean().item()
+    assert explorer.numbers["mean |difference|"] == pytest.approx(difference, rel=1e-4)
+    assert explorer.numbers["largest probability, mean"] == pytest.approx(largest, rel=1e-4)
     assert explorer.views[2].value != before
 
 
@@ -97,23 +110,28 @@ def test_texture_draws_once_for_a_new_layer():
     explorer.draw = lambda **values: drawn.append(values) or draw(**values)
     explorer.controls["layer"].value = 1
     explorer.controls["layer"].value = 3
-    assert [v["layer"] for v in drawn] == [1, 3] and all(v["channel"] == c for v, c in zip(drawn, [drawn[0]["channel"], explorer.controls["channel"].value]))
+    assert [values["layer"] for values in drawn] == [1, 3]
+    assert drawn[1]["channel"] == explorer.controls["channel"].value
 
 
 def test_comparer_scores_pictures_and_order():
     explorer = comparer_widget()
-    share = [100 * ((a != b) & (y != 255)).sum().item() / (y != 255).sum().item() for a, b, y in zip(FIRST, SECOND, DATA.labels)]
+    share = [share_that_differs(*three) for three in zip(FIRST, SECOND, DATA.labels)]
     order = sorted(range(4), key=lambda i: -share[i])
     assert [i for _, i in explorer.jump.options[1:]] == order and f"{max(share):.1f}%" in explorer.jump.options[1][0]
     for i in order:
         explorer.jump.value = i
         assert explorer.controls["image"].value == i
         known = trimap(DATA.labels[i], 1, void="label")
-        for name, masks, edge in (("mIoU of 1 (%)", FIRST, "boundary mIoU of 1 (%)"), ("of 2", SECOND, "boundary of 2")):
-            assert explorer.numbers[name] == pytest.approx(100 * mean_iou(confusion(masks[i], DATA.labels[i], 7)).item())
-            assert explorer.numbers[edge] == pytest.approx(100 * mean_iou(confusion(masks[i], DATA.labels[i].masked_fill(known != 1, 255), 7)).item())
+        inside = DATA.labels[i].masked_fill(known != 1, 255)
+        runs = (("mIoU of 1 (%)", FIRST, "boundary mIoU of 1 (%)"), ("of 2", SECOND, "boundary of 2"))
+        for name, masks, edge in runs:
+            whole, band = (100 * mean_iou(confusion(masks[i], y, 7)).item() for y in (DATA.labels[i], inside))
+            assert explorer.numbers[name] == pytest.approx(whole)
+            assert explorer.numbers[edge] == pytest.approx(band)
         assert explorer.numbers["pixels that differ (%)"] == pytest.approx(share[i])
-        assert (decoded(explorer.views[3])[::4, ::4] == disagreement(DATA.images[i], DATA.labels[i], FIRST[i], SECOND[i])).all()
+        picture = disagreement(DATA.images[i], DATA.labels[i], FIRST[i], SECOND[i])
+        assert (decoded(explorer.views[3])[::4, ::4] == picture).all()
 
 
 def test_comparer_opacity_and_only_disagreement():
@@ -123,7 +141,8 @@ def test_comparer_opacity_and_only_disagreement():
     assert (decoded(explorer.views[1])[::4, ::4] == np.array(DATA.palette)[FIRST[0].long()]).all()
     explorer.controls["only"].value = True
     shown = decoded(explorer.views[1])[::4, ::4]
-    assert (shown[agree] == photo[agree]).all() and (shown[~agree] == np.array(DATA.palette)[FIRST[0].long()][~agree]).all()
+    coloured = np.array(DATA.palette)[FIRST[0].long()]
+    assert (shown[agree] == photo[agree]).all() and (shown[~agree] == coloured[~agree]).all()
     explorer.controls["opacity"].value = 0.
     assert (decoded(explorer.views[2])[::4, ::4] == photo).all()
 
@@ -133,7 +152,9 @@ def test_comparer_of_three_runs_ranks_the_chosen_two():
     explorer = run_comparer(DATA, dict(a=FIRST, b=SECOND, c=third))
     assert (explorer.controls["first"].value, explorer.controls["second"].value) == ("a", "c")
     before = explorer.jump.options
+    explorer.jump.value = before[-1][1]
     explorer.controls["second"].value = "b"
+    assert explorer.jump.value == explorer.controls["image"].value == before[-1][1], "the chosen image stays"
     assert explorer.jump.options != before and "b" in explorer.titles[2].value
     explorer.controls["second"].value = "a"
     assert explorer.numbers["pixels that differ (%)"] == 0
@@ -144,7 +165,8 @@ def test_comparer_of_three_runs_ranks_the_chosen_two():
 @pytest.mark.parametrize("make", WIDGETS)
 def test_every_control_is_described_and_stands_in_the_widget(make):
     explorer = make()
-    inside = [c for c in explorer.children if isinstance(c, (ipywidgets.IntSlider, ipywidgets.FloatSlider, ipywidgets.Dropdown, ipywidgets.Checkbox))]
+    kinds = (ipywidgets.IntSlider, ipywidgets.FloatSlider, ipywidgets.Dropdown, ipywidgets.Checkbox)
+    inside = [control for control in explorer.children if isinstance(control, kinds)]
     assert set(explorer.controls.values()) <= set(inside)
     assert len({c.description for c in inside}) == len(inside) and all(c.description for c in inside)
 
@@ -157,7 +179,8 @@ def test_still_picture_shows_the_same_state(make, monkeypatch):
     assert len(shown) == len(explorer.arrays) and all((a == b).all() for a, b in zip(shown, explorer.arrays))
     assert all(value in fig.get_suptitle() for value in explorer.words().values())
     bundle, metadata = explorer._repr_mimebundle_()
-    assert "application/vnd.jupyter.widget-view+json" in bundle and bundle["image/png"].startswith("iVBOR") and "alt" in metadata["image/png"]
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert bundle["image/png"].startswith("iVBOR") and "alt" in metadata["image/png"]
     monkeypatch.setenv("SEMEDA_STATIC", "1")
     assert set(explorer._repr_mimebundle_()[0]) == {"image/png", "text/plain"}
     plt.close("all")
@@ -204,4 +227,5 @@ def test_kept_widgets_are_still_pictures():
     for path in (ROOT / "nbs").rglob("*.ipynb"):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             for output in cell.get("outputs", []):
-                assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {}), f"{path.name}: execute with SEMEDA_STATIC=1"
+                live = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+                assert not live, f"{path.name}: execute with SEMEDA_STATIC=1"

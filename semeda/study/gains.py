@@ -118,7 +118,7 @@ class Target:
 def judge(
     groups: Groups,
     target: Target,
-) -> tuple[str, str, str, str]: # What was to be shown, the difference over pairs, over groups alone, and the verdict
+) -> list[str]: # What was to be shown, the difference over pairs, over groups alone, and the verdict
     "A target in words"
     score = SCORES[target.score]
     values = differences(groups, target.a, target.b, score)
@@ -126,7 +126,7 @@ def judge(
     rows = {row: groups.label(row) if row in groups.rows() else row for row in (target.a, target.b)}
     limit = f"at least {target.ahead:g} ahead" if target.ahead else "not worse"
     what = f"{rows[target.b]} against {rows[target.a]}, {score.label}: {limit}"
-    return what, difference_text(found, score), difference_text(strict, score), _verdict(found, target, score)
+    return [what, difference_text(found, score), difference_text(strict, score), _verdict(found, target, score)]
 
 # %% ../../nbs/36_study_gains.ipynb #d882124b
 def _verdict(found, target, score):

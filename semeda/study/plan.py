@@ -7,7 +7,7 @@ __all__ = ['STUDY', 'SWEEP', 'BASELINE', 'BEST', 'TABLE2', 'TARGETS', 'STUDIES',
            'expanded', 'studies', 'runs', 'parameters', 'run_folder', 'result_file', 'results_folder', 'is_finished',
            'has_diverged', 'outcome', 'steps_done', 'check', 'seconds_per_step', 'duration', 'plan']
 
-# %% ../../nbs/30_study_plan.ipynb #4447d6d6
+# %% ../../nbs/30_study_plan.ipynb #4d1789a1
 import csv
 import json
 import os
@@ -16,6 +16,8 @@ import statistics
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..config import Config, resolve
 from ..core import InputError, one_line, read_json
@@ -269,7 +271,7 @@ def check(
         raise InputError(f"run folder {path.parent} holds another run: {'; '.join(differ)}; {expected}")
     return config
 
-# %% ../../nbs/30_study_plan.ipynb #0f400f01
+# %% ../../nbs/30_study_plan.ipynb #1d4bc638
 # seconds a step, crop and batch on one core with the CPU preset's network: results/softening/training_*_s0.json
 SECONDS = dict(scenes=(.5, 96, 8), camvid=(.53, 96, 6))
 START = 30 # seconds of a run beside its steps, on one core
@@ -286,7 +288,8 @@ def seconds_per_step(
         return statistics.median(measured[row])
     if measured:
         return statistics.median(seconds for found in measured.values() for seconds in found)
-    if config.dataset not in SECONDS or config.backbone != "resnet18":
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    if config.dataset not in SECONDS or config.backbone != "resnet18" or on_gpu:
         return None
     seconds, crop, batch = SECONDS[config.dataset]
     return seconds * config.crop**2 * config.batch_size / (crop**2 * batch)

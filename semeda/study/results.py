@@ -124,6 +124,8 @@ def verdict(
         return "not tested here"
     if seeds < SEEDS:
         return f"not tested here: {few_seeds(seeds)}"
+    if found is None:
+        return "not tested here"
     low, high = sorted(sign * (value - limit) for value in found[1:])
     if low > 0:
         return "holds"
@@ -250,7 +252,7 @@ def shipped_rows(
 ) -> list[str]:
     "Rows that were trained as `SemedaLoss` is by default"
     keys = ("loss", "lambdas", "relu", "norm", "reduction")
-    default = asdict(resolve(loss=TABLE1[BEST]["loss"])[0])
-    default = [default[key] for key in keys]
+    config = asdict(resolve(loss=TABLE1[BEST]["loss"])[0])
+    default = [config[key] for key in keys]
     is_default = lambda record: [record["config"][key] for key in keys] == default
     return [row for row, runs in study.runs.items() if all(map(is_default, runs.values()))]

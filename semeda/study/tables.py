@@ -11,6 +11,7 @@ __all__ = ['HEAD', 'COST', 'CLAIMS', 'GAINS', 'VARIANTS', 'RIVALS', 'network_of'
 import math
 import statistics
 from pathlib import Path
+from typing import Any
 
 from ..core import markdown_table, percent, read_json
 from ..loss_registry import TABLE1
@@ -140,7 +141,7 @@ def forest(
     fig, ax = plt.subplots(figsize=(9, 1.2 + .3 * len(rows)))
     for y, row in enumerate(rows):
         few = len(study.seeds(BASELINE, row)) < SEEDS
-        _point(ax, y, [100 * v for v in study.difference(BASELINE, row, "miou")], few, floor)
+        _point(ax, y, [100 * v for v in study.difference(BASELINE, row, "miou") or ()], few, floor)
         if row in TABLE1:
             reported = TABLE1[row]["reported"] - TABLE1[BASELINE]["reported"]
             ax.plot(reported, y, "x", color="C1", label="paper (Cityscapes)")
@@ -245,7 +246,7 @@ def _with_seeds(study, rows):
 
 # %% ../../nbs/33_study_tables.ipynb #30a54e5b
 CLAIMS = ["claim", "tested by", "our figure, 95% interval", "result"]
-GAINS = {
+GAINS: dict[str, dict[str, Any]] = {
     "higher mIoU": dict(name="miou"),
     "higher mIoU at strict boundaries (width 1)": dict(name="boundary", width=1),
     "higher mIoU away from boundaries (width 5)": dict(name="non_boundary", width=5),
@@ -291,8 +292,8 @@ def paper_rivals(
     for row in rows_of(study, complete):
         loss = TABLE1[row]["loss"] if row in TABLE1 else study.config(row)["loss"]
         if loss in RIVALS:
-            name, how = study.name(row), dict(sign=-1, limit=limit, if_diverged="holds")
-            found = claim(study, BASELINE, row, "miou", **how)
+            name = study.name(row)
+            found = claim(study, BASELINE, row, "miou", sign=-1, limit=limit, if_diverged="holds")
             test = f"`paper_rivals`: {name} against {study.name(BASELINE)}"
             lines.append([f"{name} does not help much", test, *found])
     return lines
