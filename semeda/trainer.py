@@ -38,6 +38,7 @@ from tqdm import tqdm
 from .data import DATASETS, TrainingCrops, load_data, normalise
 from .deeplab import BACKBONES, BATCH_NORM, STYLES, DeepLabV2, OtherNetwork, init_weights
 from .edge_net import SHIPPED, cached_edge_net, edge_f1, load_edge_net, shipped_edge_net, weights_hash
+from .edge_iou import EdgeIoULoss
 from .edges import InputError, edge_map
 from .losses import LAMBDAS, LOSSES, TABLE1, EdgeWeightedLoss, PeerLoss, PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss, split_loss
 from .metrics import TrimapIoU
@@ -54,6 +55,7 @@ class _Data:
     num_classes: int = _p(0, "number of classes; for dataset folder only", low=0)
     image_size: str = _p(None, "resize images to WIDTHxHEIGHT, such as 240x180; empty: as stored")
     download: bool = _p(False, "let torchvision download voc_aug")
+    val_group: str = _p("", "validate on the files whose names begin so, train on all others of train and val; for camvid")
     preset: str = _p("", "named set of defaults; empty: that of the dataset")
 
 # %% ../nbs/06_trainer.ipynb #0b703262
@@ -294,7 +296,7 @@ class Run:
     def _read(self):
         "Data, network and initial weights, checked"
         config = self.config
-        read = lambda split: load_data(config.dataset, split, config.data_root, config.num_classes, _size(config), _bar(self.progress, f"read {split}"), config.download)
+        read = lambda split: load_data(config.dataset, split, config.data_root, config.num_classes, _size(config), _bar(self.progress, f"read {split}"), config.download, config.val_group)
         self.train_data, self.val_data = read("train"), read("val")
         torch.manual_seed(config.seed)
         if config.network != "deeplab_v2": self.net = OtherNetwork(config.network, self.train_data.num_classes, config.backbone, config.batch_norm)
@@ -373,6 +375,7 @@ def prepare(self: Run):
     elif base == "ppce": self.loss = PPCELoss()
     else: self.loss = dict(ubernet=UbernetLoss, edge_weighted=EdgeWeightedLoss)[base](config.lambdas[0])
     if peer: self.loss = PeerLoss(peer, config.peer_weight, self.loss)
+    if config.loss.endswith("edge_iou"): self.loss = EdgeIoULoss(base=self.loss)
     self.loss.to(fabric.device)
     if fabric.is_global_zero:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -413,7 +416,7 @@ def save(self: Run, optimizer, step):
 
 def _write_history(self: Run, part):
     with open(part, "w", newline="") as file:
-        writer = csv.DictWriter(file, ["step", "lr", "loss", "ppce", "semeda", "edges", "peer", "val_miou", "val_boundary_miou"])
+        writer = csv.DictWriter(file, ["step", "lr", "loss", "ppce", "semeda", "edges", "peer", "edge_iou", "val_miou", "val_boundary_miou"])
         writer.writeheader()
         writer.writerows(self.history)
 
@@ -550,7 +553,7 @@ def evaluate(self: Run) -> dict: # What metrics.json holds
         miou=scores["miou"].item(), iou=per_class, absent_classes=[k for k, v in per_class.items() if v != v],
         widths=list(range(1, self.config.max_width + 1)), boundary_miou=scores["boundary"].tolist(), non_boundary_miou=scores["non_boundary"].tolist(),
         iterations=self.config.iterations, val_images=len(self.val_data), final_weights=weights,
-        last_losses={k: v for k, v in self.history[-1].items() if k in ("loss", "ppce", "semeda", "edges", "peer") and v not in (None, "")}, cost=self._cost())
+        last_losses={k: v for k, v in self.history[-1].items() if k in ("loss", "ppce", "semeda", "edges", "peer", "edge_iou") and v not in (None, "")}, cost=self._cost())
     if self.fabric.is_global_zero: write_json(self.folder/"metrics.json", self.metrics)
     return self.metrics
 
