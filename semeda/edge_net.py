@@ -366,7 +366,8 @@ def label_embedding(
     return psi.view(*labels.shape, channels).permute(0, 3, 1, 2)
 
 # %% ../nbs/01_edge_net.ipynb #9424a8a5
-_IN_FILES = ("SHIPPED", "cached_edge_net", "load_edge_net", "main", "save_edge_net", "shipped_edge_net", "synthetic_masks",
+_IN_FILES = ("SHIPPED", "cached_edge_net", "load_edge_net", "main", "save_edge_net", "shipped_edge_net",
+             "synthetic_masks",
              "weights_hash")
 
 def __getattr__(name: str) -> Any:
