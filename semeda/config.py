@@ -15,10 +15,11 @@ from typing import Any, Callable, Iterable
 
 from .core import InputError, known, one_line
 
-# %% ../nbs/20_config.ipynb #d93f6421
+# %% ../nbs/20_config.ipynb #7253745e
 from .data import DATASETS, find_dataset
 from .deeplab import BACKBONES, BATCH_NORM, STYLES
 from .launchers import fabric_run_settings, launcher_world_size
+from .loggers import PACKAGES as LOGGERS
 from .loss_registry import TABLE1, check_lambdas, default_lambdas, has_edge_head, loss_choices
 from .networks import NETWORKS, find_network
 
@@ -57,7 +58,7 @@ class _DataParameters:
     val_group: str = parameter(
         "", "validate on the files whose name begins so, train on all others; for camvid and folder")
 
-# %% ../nbs/20_config.ipynb #5a6dc9a3
+# %% ../nbs/20_config.ipynb #bb94a904
 @dataclass
 class _LossParameters(_DataParameters):
     "What to minimise"
@@ -66,13 +67,12 @@ class _LossParameters(_DataParameters):
         "semeda", "what to minimise, such as semeda or smp.LovaszLoss+edge_iou; losses are added with +",
         listed=lambda: [loss_choices()])
     lambdas: list = parameter(
-        None, "SEMEDA's weight of each layer, such as 0,0.25,0; the first is lambda1 of ubernet, ppce_edges and "
-        "edge_weighted")
+        None, "SEMEDA's weight of each layer, such as 0,0.25,0; the first is lambda1 of other losses")
     peer_weight: float = parameter(1., "weight of a loss of segmentation-models-pytorch", low=0, high=1e6)
     relu: str = parameter("before", "compare embeddings before or after ReLU", ("before", "after"))
     norm: str = parameter("l1", "norm of the difference of embeddings", ("l1", "l2"))
     reduction: str = parameter(
-        "channel_mean", "over the channels of an embedding, or relative to the label's",
+        "channel_mean", "over an embedding's channels, or relative to the label's",
         ("channel_mean", "channel_sum", "relative", "per_class"))
     edge_net: str = parameter(
         "", "shipped Edge net (voc, cityscapes, camvid) or a file; empty: trained on the training labels")
@@ -80,7 +80,7 @@ class _LossParameters(_DataParameters):
     edge_scale: float = parameter(8., "scale of the softened labels the Edge net trains on", low=0, high=1e4)
     edge_sigma: float = parameter(.2, "noise of the softened labels", low=0, high=1e4)
 
-# %% ../nbs/20_config.ipynb #d69addf2
+# %% ../nbs/20_config.ipynb #f8571813
 @dataclass
 class _NetworkParameters(_LossParameters):
     "What to train"
@@ -91,7 +91,7 @@ class _NetworkParameters(_LossParameters):
     layers: int = parameter(None, "ResNet layers kept", (2, 3, 4))
     output_stride: int = parameter(None, "image resolution over feature resolution", (4, 8, 16, 32))
     style: str = parameter(
-        None, "where the ResNet has its strides, and how images are scaled; as the initial weights", STYLES)
+        None, "where the ResNet has its strides, and how images are scaled", STYLES)
     batch_norm: str = parameter(None, "what of batch-norm is trained", BATCH_NORM)
     init_weights: str = parameter(
         "", "checkpoint with torchvision's ResNet keys, of DeepLab, or checkpoint.pt of a run")
@@ -117,21 +117,21 @@ class _TrainingParameters(_NetworkParameters):
     patience: int = parameter(
         0, "end after so many validations that are no better than the best one before; 0: never", low=0, high=10**6)
 
-# %% ../nbs/20_config.ipynb #2e4245b4
+# %% ../nbs/20_config.ipynb #86b7777f
 @dataclass
 class Config(_TrainingParameters):
     "Parameters of one run"
     device: str = parameter("auto", "cpu, cuda, or auto", ("auto", "cpu", "cuda"))
     devices: int = parameter(
-        1, "processes on each machine, each with a GPU of its own where there are GPUs; under torchrun, srun and "
-        "fabric run: as many as they started", low=1, high=1024)
+        1, "processes on each machine, with a GPU each where there are any; torchrun and srun set it", low=1,
+        high=1024)
     num_nodes: int = parameter(1, "machines; as for devices", low=1, high=10**5)
     strategy: str = parameter(
-        "auto", "Lightning Fabric's; auto: ddp for several processes",
+        "auto", "Lightning Fabric's; auto: ddp for several",
         ("auto", "ddp", "ddp_find_unused_parameters_true"))
     precision: str = parameter("32-true", "Lightning Fabric's precision", ("32-true", "bf16-mixed", "16-mixed"))
     compile: str = parameter(
-        "", "torch.compile's mode for the training step; empty: not compiled",
+        "", "torch.compile's mode for the step; empty: not compiled",
         ("default", "reduce-overhead", "max-autotune"))
     workers: int = parameter(0, "data loading processes; 0: in the training process", low=0, high=1024)
     val_every: int = parameter(None, "steps between validations; 0: only at the end", low=0)
@@ -292,7 +292,7 @@ def _check_value(f, value):
     if high is not None and value > high:
         raise InputError(f"{f.name} is {value}; expected at most {high}")
 
-# %% ../nbs/20_config.ipynb #17aca9c3
+# %% ../nbs/20_config.ipynb #6f10a126
 def _check_together(config):
     "Parameters that limit one another"
     if config.scale_min > config.scale_max:
@@ -303,6 +303,11 @@ def _check_together(config):
     if config.batch_size % processes:
         raise InputError(f"batch_size is {config.batch_size}; expected a multiple of the number of processes, "
                          f"{processes}")
+
+def _check_loggers(text):
+    "Each logger must be one that there is"
+    for name in filter(None, text.split(",")):
+        known("logger", name.strip(), LOGGERS)
 
 def _check_name(name):
     "The run folder's name must be that of one folder"
@@ -323,7 +328,7 @@ def import_plugins(
             reason = f"{type(e).__name__}: {one_line(e)}"
             raise InputError(f"plugins: module {name!r} cannot be imported: {reason}") from None
 
-# %% ../nbs/20_config.ipynb #cbcf6e26
+# %% ../nbs/20_config.ipynb #37582d69
 def resolve(
     **given: Any, # Parameters by name; None counts as not given
 ) -> tuple[Config, dict]: # The complete configuration, and what the preset set in it
@@ -346,5 +351,6 @@ def resolve(
         _check_value(f, getattr(config, name))
     _check_together(config)
     image_size_of(config)
+    _check_loggers(config.logger)
     _check_name(config.name)
     return config, preset

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import InputError, finite, weights_hash
+from .core import InputError, finite
 from .edges import edge_map
 from .loss_inputs import check_labels
 
@@ -365,9 +365,10 @@ def label_embedding(
     psi = F.embedding_bag(torch.stack(index, dim=-1).view(-1, 9), table, mode="sum") + bias
     return psi.view(*labels.shape, channels).permute(0, 3, 1, 2)
 
-# %% ../nbs/01_edge_net.ipynb #00086628
+# %% ../nbs/01_edge_net.ipynb #9424a8a5
 _IN_FILES = ("SHIPPED", "cached_edge_net", "load_edge_net", "main", "save_edge_net", "shipped_edge_net",
-             "synthetic_masks")
+             "synthetic_masks",
+             "weights_hash")
 
 def __getattr__(name: str) -> Any:
     "Names that have moved to `semeda.edge_net_files`"

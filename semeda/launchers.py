@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['LAUNCHERS', 'launcher_world_size', 'fabric_run_settings', 'SharedError', 'run_on_all_ranks', 'is_reporting_process',
-           'launch']
+           'end_with_main_process', 'launch']
 
-# %% ../nbs/28_launchers.ipynb #e328f70c
+# %% ../nbs/28_launchers.ipynb #209ebf40
 import os
 import sys
+import threading
+import time
 from contextlib import nullcontext
 from typing import Any, Callable
 
@@ -107,7 +109,25 @@ def is_reporting_process(
         return distributed.get_rank() == 0 or not of_all
     return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0) == 0
 
-# %% ../nbs/28_launchers.ipynb #3d10b0e0
+# %% ../nbs/28_launchers.ipynb #a19444f0
+_PARENT = "SEMEDA_MAIN_PROCESS"
+
+def end_with_main_process(
+    seconds: float = 1, # Between looks
+):
+    "In a process that Fabric started: end when the process that started it has ended"
+    main, rank = os.environ.get(_PARENT), int(os.environ.get("LOCAL_RANK") or 0)
+    if rank == 0 or not main:
+        os.environ[_PARENT] = str(os.getpid())
+        return
+
+    def watch():
+        while os.getppid() == int(main):
+            time.sleep(seconds)
+        os._exit(2)
+    threading.Thread(target=watch, daemon=True).start()
+
+# %% ../nbs/28_launchers.ipynb #816a4ea3
 def launch(
     config: Any, # With the parameters of a run, see `Config`
 ) -> Fabric:
@@ -118,6 +138,8 @@ def launch(
         raise InputError(
             f"devices is {config.devices} in a notebook, which is a single process; expected 1, or in a cell: "
             f"!torchrun --nproc-per-node {config.devices} -m semeda.trainer ...")
+    if not distributed.is_torchelastic_launched(): # which ends them itself
+        end_with_main_process()
     by_fabric_run = "LT_CLI_USED" in os.environ # it has set its own devices and num_nodes
     world = {} if by_fabric_run else dict(devices=config.devices, num_nodes=config.num_nodes)
     try:

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from .core import BAR, Arguments, InputError, command, one_line, probe_folder, replacing
 from .export import FORMATS, export_network
 from .reading import files_by_name
-from .segment import predict_image, predict_images, predict_tiles, read_photo
+from .segment import predict_image # noqa: F401 - for those who import it from here
+from .segment import predict_images, predict_tiles, read_photo
 from .trained import TrainedNetwork, load_network
 
 _all_ = ["load_network", "predict_image"] # of the rooms above, for those who import from here

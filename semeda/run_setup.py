@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['RunSetup']
 
-# %% ../nbs/34_run_setup.ipynb #4a2cd3a2
+# %% ../nbs/34_run_setup.ipynb #1c872651
+import shutil
 import sys
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,22 +17,41 @@ from typing import Any, Callable
 import torch
 from tqdm import tqdm
 
-# %% ../nbs/34_run_setup.ipynb #0f61ff55
+# %% ../nbs/34_run_setup.ipynb #18207304
 from .checkpoints import init_weights, weights_line
 from .config import image_size_of, resolve
 from .core import InputError, probe_folder, progress_bar, provenance, weights_hash, write_json
 from .data import load_data
 from .edge_net import SHIPPED, cached_edge_net, edge_f1, load_edge_net, shipped_edge_net
 from .launchers import SharedError, launch, run_on_all_ranks
+from .loggers import Loggers, logger_names
 from .loss_registry import build_loss, has_edge_head, loss_terms, needs_edge_net
 from .networks import build_network
-from .run import (
-    FILES, GOES_ON, check_checkpoint, check_run_folder, clear_run, count_not_finite, finished_metrics, load_weights,
-    lock_run, make_folder, probe_space, random_states, read_history, read_record, read_run_checkpoint, run_folder,
-    set_random_states, unlock_run, write_checkpoint, write_history)
+from semeda.run import (
+    FILES,
+    GOES_ON,
+    check_checkpoint,
+    check_run_folder,
+    clear_run,
+    count_not_finite,
+    finished_metrics,
+    load_weights,
+    lock_run,
+    make_folder,
+    probe_space,
+    random_states,
+    read_history,
+    read_record,
+    read_run_checkpoint,
+    run_folder,
+    set_random_states,
+    unlock_run,
+    write_checkpoint,
+    write_history,
+)
 from .settings import write_settings
 
-# %% ../nbs/34_run_setup.ipynb #a367f873
+# %% ../nbs/34_run_setup.ipynb #818dbf86
 class _RunInputs:
     "What a run reads: parameters, data, network, initial weights"
     _writes = True # whether its folder must be writable
@@ -49,12 +69,14 @@ class _RunInputs:
         self.fabric = launch(self.config)
         self.progress = progress if self.fabric.is_global_zero else None
         self.history, self.metrics, self.edge_net, self.optimizer = [], {}, None, None
-        self._seconds, self._measured = [], (None, None)
+        self._random_states = None
+        self.loggers, self._seconds, self._measured = Loggers([], self.folder, {}), [], (None, None)
         run_on_all_ranks(self.fabric, self._read)
 
     def _read(self):
         "Data, network and initial weights, checked"
         config = self.config
+        logger_names(config.logger)
         self._check_unused()
         self.train_data, self.val_data = self._read_split("train"), self._read_split("val")
         torch.manual_seed(config.seed)
@@ -176,7 +198,7 @@ class _RunFiles(_RunLoss):
             lock_run(self.folder)
             check_run_folder(self.folder, self.record)
 
-# %% ../nbs/34_run_setup.ipynb #e2f24164
+# %% ../nbs/34_run_setup.ipynb #8d5fcd41
 class _RunRecord(_RunFiles):
     "What a run writes before it trains"
     def _record_edge_net(self):
@@ -201,8 +223,10 @@ class _RunRecord(_RunFiles):
         make_folder(self.folder)
         goes_on = self.config.resume and not self.config.overwrite
         clear_run(self.folder, [name for name in FILES if not (goes_on and name in GOES_ON)])
+        if not goes_on:
+            shutil.rmtree(self.folder/"tensorboard", ignore_errors=True)
+        write_json(self.folder/"config.json", self.record) # first: it makes this a run folder
         write_settings(self.folder/"run.yaml", self.config)
-        write_json(self.folder/"config.json", self.record)
 
 # %% ../nbs/34_run_setup.ipynb #332f4302
 class _RunCheckpoints(_RunRecord):
@@ -243,7 +267,7 @@ class _RunCheckpoints(_RunRecord):
         "Write history.csv and checkpoint.pt after a step"
         run_on_all_ranks(self.fabric, partial(self._write_state, step))
 
-# %% ../nbs/34_run_setup.ipynb #32892ee6
+# %% ../nbs/34_run_setup.ipynb #8b35447f
 class RunSetup(_RunCheckpoints):
     "A run up to its loop: what it reads, the folder it writes, and how it goes on"
     def load(self, name: str = "checkpoint.pt") -> int: # Steps done
@@ -257,9 +281,14 @@ class RunSetup(_RunCheckpoints):
             self.optimizer.load_state_dict(state["optimizer"])
         if state.get("precision"):
             self.fabric.strategy.precision.load_state_dict(state["precision"])
-        if state["random"]:
-            set_random_states(state["random"])
+        self._random_states = state["random"] # set when the loader has begun, which draws a number
         return state["step"]
+
+    def _restore_random_states(self):
+        "At the first step after a checkpoint"
+        if self._random_states:
+            set_random_states(self._random_states)
+        self._random_states = None
 
     def _saved(self, name):
         "A checkpoint with its history, read by rank zero alone, which wrote it; None where there is none"

@@ -22,18 +22,26 @@ from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-# %% ../nbs/06_trainer.ipynb #5652bfc3
-from .config import MAY_DIFFER, PRESETS, Config, help_of, image_size_of, resolve
-from .core import BAR, Arguments, InputError, one_line, provenance, weights_hash, write_json
+# %% ../nbs/06_trainer.ipynb #a583a8dc
+from .config import Config, help_of, image_size_of, resolve
+from .core import BAR, Arguments, InputError, one_line, weights_hash, write_json
 from .data import TrainingCrops
-from .launchers import SharedError, is_reporting_process, run_on_all_ranks
+from .launchers import is_reporting_process, run_on_all_ranks
+from .loggers import Loggers, logger_names
 from .loss_registry import advance_loss, loss_across_processes, loss_terms
 from .metrics import build_metrics, history_values, metric_entries
 from .optimise import RunningMeans, Timer, parameter_groups, poly_decay, sync_batch_norm
-from .run import finished_metrics, read_metrics, read_record, run_folder, runs_folder, unlock_run
+from .run import finished_metrics, read_metrics, read_record, run_folder, unlock_run
 from .run_setup import RunSetup
 from .segment import predict_image
-from .settings import notebook_parameters, read_settings
+from .settings import read_settings
+
+# %% ../nbs/06_trainer.ipynb #b27e34f5
+from .config import MAY_DIFFER, PRESETS  # noqa: F401
+from .core import provenance  # noqa: F401
+from .launchers import SharedError  # noqa: F401
+from .run import runs_folder  # noqa: F401
+from .settings import notebook_parameters  # noqa: F401
 
 # %% ../nbs/06_trainer.ipynb #2d77f0c0
 _all_ = ["PRESETS", "MAY_DIFFER", "Config", "resolve", "notebook_parameters", "runs_folder", "provenance",
@@ -104,12 +112,13 @@ def validations_since_best(
     best = max(range(len(scores)), key=lambda i: (scores[i], -i), default=0)
     return max(0, len(scores) - 1 - best)
 
-# %% ../nbs/06_trainer.ipynb #cf6ac725
+# %% ../nbs/06_trainer.ipynb #8f96fe43
 class _RunLoop(_RunLog):
     "The loop"
     def _train_on(self, images, labels, step):
         "One step; returns the loss and its terms"
         config = self.config
+        self._restore_random_states()
         decay = poly_decay(step, config.iterations, config.power, config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * decay
@@ -127,6 +136,8 @@ class _RunLoop(_RunLog):
             return
         with self._locked():
             self._set_up()
+            if self.fabric.is_global_zero:
+                self.loggers = Loggers(logger_names(self.config.logger), self.folder, self.record["config"])
             start = self.load() if self.config.resume and not self.config.overwrite else 0
             self._train_from(start)
 
@@ -142,6 +153,7 @@ class _RunLoop(_RunLog):
                 if validated or saved or step % self.config.log_every == 0:
                     self._log(step, means, bar)
                     enough = validated and self._validate(step)
+                    self.loggers.log(self.history[-1], step)
                     if saved or enough:
                         self.save(step)
                     timer.lap()
@@ -189,7 +201,7 @@ class _RunScores(_RunLoop):
             run_on_all_ranks(self.fabric, partial(self._write_state, step, best=True))
         return bool(self.config.patience) and since >= self.config.patience
 
-# %% ../nbs/06_trainer.ipynb #8f037228
+# %% ../nbs/06_trainer.ipynb #5a9ce9a3
 class Run(_RunScores):
     "One training run: data, network, loss, and the folder they write to"
     def evaluate(self) -> dict: # What metrics.json holds
@@ -211,10 +223,26 @@ class Run(_RunScores):
         self.metrics = entries | dict(
             iterations=self.config.iterations, val_images=len(self.val_data), final_weights=weights,
             last_losses=self._last_losses(), cost=self._cost())
-        if self.history and self.history[-1]["step"] < self.config.iterations:
-            self.metrics["stopped_at"] = self.history[-1]["step"]
+        if self._last_step() < self.config.iterations:
+            self.metrics["stopped_at"] = self._last_step()
+        self.loggers.log({f"final_{name}": value for name, value in history_values(entries).items()}, self._last_step())
         write = partial(write_json, self.folder/"metrics.json", self.metrics)
         run_on_all_ranks(self.fabric, write if self.fabric.is_global_zero else bool)
+
+    def _last_step(self):
+        "The step of the history's last row"
+        return self.history[-1]["step"] if self.history else 0
+
+    def log_figure(self,
+        name: str, # Of the figure
+        figure: Any, # Of matplotlib
+    ):
+        "Show a figure in the run's loggers"
+        self.loggers.log_figure(name, figure, self._last_step())
+
+    def close(self):
+        "Write what the loggers have not written yet"
+        self.loggers.close()
 
     def _last_losses(self):
         "Loss and terms of the history's last row"
@@ -236,7 +264,7 @@ def _process_memory():
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
-# %% ../nbs/06_trainer.ipynb #42e6a8ae
+# %% ../nbs/06_trainer.ipynb #49a89fd1
 def train(
     progress: Callable | None = tqdm, # Progress bar
     **parameters: Any, # Those of `Config`
@@ -246,6 +274,7 @@ def train(
     run.prepare()
     run.fit()
     run.evaluate()
+    run.close()
     return run
 
 # %% ../nbs/06_trainer.ipynb #2777ddd8

@@ -158,9 +158,7 @@ def test_every_flipped_bit_is_noticed_or_harmless(copied):
     "In the weights, the optimiser, the names and the archive's own tables"
     data, good = (copied / "checkpoint.pt").read_bytes(), read_run_checkpoint(copied / "checkpoint.pt")
     for place in range(7, len(data), len(data) // 12):
-        changed(
-            copied / "checkpoint.pt", lambda _, place=place: data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
-        )
+        (copied / "checkpoint.pt").write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1:])
         try:
             state = read_run_checkpoint(copied / "checkpoint.pt")
         except InputError:
@@ -307,3 +305,64 @@ def test_folders_that_cannot_be_made(tmp_path, capsys, monkeypatch, runs, words)
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("semeda.run_setup.load_data", None) # told before anything is read
     assert words in refused(capsys, [f"--runs={runs}"])
+
+
+class Killed(BaseException):
+    "Nothing after it is done, as after SIGKILL"
+
+
+def kill_in_write(monkeypatch, number):
+    "Leave a part of a file in place of its write number so and so"
+    from semeda import core
+    settle, writes = core._settle, []
+
+    def kill(part, path):
+        writes.append(path)
+        if len(writes) - 1 == number:
+            (path.parent / f".torn.part{path.suffix}").write_bytes(part.read_bytes()[:50])
+            raise Killed
+        settle(part, path)
+    monkeypatch.setattr(core, "_settle", kill)
+    return writes
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 5, 8])
+def test_killed_in_a_write_and_resumed(done, tmp_path, monkeypatch, number):
+    "config.json, run.yaml, then history and best.pt, history and checkpoint.pt, twice, metrics.json"
+    shutil.copytree(done.parent / "edge_nets", tmp_path / "edge_nets")
+    with monkeypatch.context() as patch:
+        writes = kill_in_write(patch, number)
+        with pytest.raises(Killed):
+            train_run(None, **SMALL, loss="semeda", runs=str(tmp_path))
+    run = train_run(None, **SMALL, loss="semeda", runs=str(tmp_path), resume=True)
+    assert run.metrics["final_weights"] == json.loads((done / "metrics.json").read_text())["final_weights"]
+    assert (run.folder / "history.csv").read_bytes() == (done / "history.csv").read_bytes()
+    assert sorted(p.name for p in run.folder.iterdir()) == sorted(p.name for p in done.iterdir()), writes[-1]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_random_states_are_restored(copied, monkeypatch):
+    "What else draws numbers, such as dropout, goes on where it was"
+    drawn = []
+
+    def draw(loss, *batch):
+        drawn.append(torch.rand(()).item())
+        return loss(*batch)
+    monkeypatch.setattr("semeda.trainer.loss_across_processes", draw)
+    settings = SMALL | dict(loss="ppce", runs=str(copied.parent))
+    train_run(None, **settings)
+    whole, drawn[:] = list(drawn), []
+    run = Run(None, **settings, name="part")
+    monkeypatch.setattr(Run, "_is_saved", lambda self, step: step == 2)
+    run.prepare()
+    run.fit()
+    drawn.clear()
+    train_run(None, **settings, name="part", resume=True)
+    assert drawn == whole[2:] and len(drawn) == 2
+
+
+def test_other_initial_weights_are_refused(copied, monkeypatch):
+    settings = SMALL | dict(loss="semeda", runs=str(copied.parent))
+    monkeypatch.setattr("semeda.run_setup.weights_hash", lambda net: "0" * 16)
+    with pytest.raises(InputError, match="holds another run: other initial_weights"):
+        Run(None, **settings)

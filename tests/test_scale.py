@@ -1,8 +1,10 @@
 """One run over several processes: the same weights as one process, and no process left waiting."""
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import nn
 from semeda import run_setup, trainer
 from semeda.core import InputError
 from semeda.deeplab import DeepLabV2
+from semeda.launchers import end_with_main_process
 from semeda.networks import build_network
 from semeda.trainer import Run, main, resolve, sync_batch_norm
 from semeda.trainer import train as train_run
@@ -225,6 +228,15 @@ def test_processes_that_were_started(monkeypatch, environment, given, expected):
         assert (config.devices, config.num_nodes) == expected
     else:
         with pytest.raises(InputError, match=expected): resolve(**given)
+
+
+def test_a_process_ends_with_the_one_that_started_it(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("SEMEDA_MAIN_PROCESS", str(os.getppid() + 1)) # as if that one had ended
+    ended = threading.Event()
+    monkeypatch.setattr("os._exit", lambda status: ended.set())
+    end_with_main_process(seconds=.01)
+    assert ended.wait(5)
 
 
 def test_a_notebook_is_one_process(monkeypatch, tmp_path):

@@ -14,9 +14,9 @@ from semeda.data import scenes
 from semeda.edge_net import EdgeNet
 from semeda.loss_registry import TABLE1
 from semeda.losses import SemedaLoss
-from semeda.trainer import Run, load_run, resolve, runs_folder
+from semeda.trainer import Run, load_run, main, resolve, runs_folder
 from semeda.trainer import train as train_run
-from tests.conftest import ROOT, real_data, snapshot, train
+from tests.conftest import ROOT, real_data, snapshot
 
 SMALL = dict(
     iterations=6, batch_size=2, crop=48, edge_steps=10, checkpoint_every=2, log_every=1, val_every=0, max_width=5
@@ -42,21 +42,15 @@ def photos(root):
     return ["--dataset=camvid", f"--data-root={root}", "--image-size="]
 
 
-def test_the_same_command_gives_the_same_numbers(tmp_path, camvid_folder):
+def test_the_same_command_gives_the_same_numbers(tmp_path, camvid_folder, capsys):
     outcomes = []
     for name in "ab":
-        done = train(*ARGS, *photos(camvid_folder), "--loss", "semeda", "--runs", tmp_path / name)
-        assert done.returncode == 0, done.stderr
+        assert main([*ARGS, *photos(camvid_folder), "--loss=semeda", f"--runs={tmp_path / name}"]) == 0
         folder = tmp_path / name / "camvid-semeda-s0"
-        outcomes.append(
-            (
-                result(folder),
-                (folder / "history.csv").read_bytes(),
-                json.loads((folder / "config.json").read_text())["edge_net"],
-            )
-        )
+        record = json.loads((folder / "config.json").read_text())
+        outcomes.append((result(folder), (folder / "history.csv").read_bytes(), record["edge_net"]))
     assert outcomes[0] == outcomes[1]
-    assert "mIoU" in done.stdout.splitlines()[-1]
+    assert "mIoU" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_killed_and_resumed_run_ends_with_the_same_weights(tmp_path, camvid_folder):
@@ -72,13 +66,11 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(tmp_path, camvid_fold
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (folder / "metrics.json").exists()
-    resumed = train(*ARGS, *steps, "--runs", tmp_path / "killed", "--resume")
-    assert resumed.returncode == 0, resumed.stderr
+    assert main([*ARGS, *steps, f"--runs={tmp_path / 'killed'}", "--resume"]) == 0
     assert json.loads((folder / "metrics.json").read_text())["cost"]["steps_timed"] <= 24 - (
         stop_after - 1
     )  # went on from the checkpoint
-    whole = train(*ARGS, *steps, "--runs", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
+    assert main([*ARGS, *steps, f"--runs={tmp_path / 'whole'}"]) == 0
     assert result(folder) == result(tmp_path / "whole" / "camvid-semeda-s0"), f"killed after step {stop_after}"
     assert history.read_bytes() == (tmp_path / "whole" / "camvid-semeda-s0" / "history.csv").read_bytes()
 
@@ -125,7 +117,9 @@ GOLDEN = dict(
 
 
 @pytest.mark.parametrize("loss", GOLDEN)
-def test_golden_losses(tmp_path, loss):
+def test_golden_losses(tmp_path, monkeypatch, loss):
+    count = dict(train=None, val=4)
+    monkeypatch.setattr("semeda.run_setup.load_data", lambda dataset, split, *_: scenes(split, count[split]))
     run = train_run(
         None, **{**SMALL, "iterations": 3}, **{"row" if loss in TABLE1 else "loss": loss}, runs=str(tmp_path)
     )
@@ -280,7 +274,6 @@ BAD = [
 
 @pytest.mark.parametrize("args, words", BAD, ids=[" ".join(a) for a, _ in BAD])
 def test_bad_input_is_one_line_and_leaves_no_trace(tmp_path, monkeypatch, capsys, args, words):
-    from semeda.trainer import main
     monkeypatch.chdir(tmp_path)
     torch.save({"conv1.weight": torch.zeros(1, 2)}, "other.pth")
     before = snapshot(tmp_path)
@@ -290,13 +283,14 @@ def test_bad_input_is_one_line_and_leaves_no_trace(tmp_path, monkeypatch, capsys
     assert snapshot(tmp_path) == before
 
 
-def test_spoilt_dataset_leaves_no_trace(camvid_folder, tmp_path):
+def test_spoilt_dataset_leaves_no_trace(camvid_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     path = camvid_folder / "train" / "0001.png"
     path.write_bytes(path.read_bytes()[:-200])
     before = snapshot(tmp_path)
-    done = train("--dataset", "camvid", "--data-root", camvid_folder, cwd=tmp_path)
-    assert done.returncode == 2 and before == snapshot(tmp_path)
-    assert "train/0001.png cannot be decoded" in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
+    assert main(["--dataset=camvid", f"--data-root={camvid_folder}"]) == 2
+    assert "train/0001.png cannot be decoded" in capsys.readouterr().err.splitlines()[-1]
+    assert before == snapshot(tmp_path)
 
 
 def test_a_compiled_step_is_the_same_step(tmp_path, few_scenes, monkeypatch):

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..config import Config, resolve
 from ..core import InputError, read_json, write_json
+from ..edge_net_files import shipped_version
 from ..evaluate import evaluate_run, load_counts
 from ..loss_registry import TABLE1
 from .plan import STUDIES, has_diverged, read_study, results_folder, studies
@@ -61,10 +62,19 @@ def check_result(
     if not seed.isdecimal() or (given is None and row not in TABLE1):
         expected = f"expected a row of Table 1 or a variant of the study {study}, and a seed"
         raise InputError(f"{here} is no ROW-sSEED.json; {expected}")
-    _check_config(here, record["config"], row, int(seed), given)
+    _check_config(here, record["config"] | dict(edge_net=_edge_net_of(record, given)), row, int(seed), given)
     if "diverged" not in record and record["counts"]["shape"][0] != record["val_images"]:
         images = record["counts"]["shape"][0]
         raise InputError(f"{here} has counts of {images} images; expected {record['val_images']}")
+
+# %% ../../nbs/31_study_collect.ipynb #5fd7907c
+def _edge_net_of(record, given):
+    "Name of a result's Edge net; of a shipped one that was used, the version that its weights say"
+    name, wanted = record["config"].get("edge_net", ""), (given or {}).get("edge_net", "")
+    used = record.get("edge_net") or {}
+    if not used and f"{name}_v1" == wanted: # the loss used none, so any version is the same
+        return wanted
+    return shipped_version(name, used.get("weights"))
 
 # %% ../../nbs/31_study_collect.ipynb #8226c7bf
 def _check_config(here, config, row, seed, given):
