@@ -89,7 +89,7 @@ def test_links_lead_somewhere(path):
     for cell in cells(path):
         if cell["cell_type"] == "markdown":
             for target in re.findall(r"\]\(([^)\s]+)\)", "".join(cell["source"])):
-                assert target.startswith("https://") or (path.parent / target.split("#")[0]).exists(), target
+                assert re.match("https?://", target) or (path.parent / target.split("#")[0]).exists(), target
 
 
 def test_site_lists_every_notebook():
