@@ -80,9 +80,9 @@ def find_edge_net(
         raise InputError("edge net has weights that are not finite; expected a trained one")
     return edge_net
 
-# %% ../nbs/26_frozen_edge_net.ipynb #c014b9de
-class FrozenEdgeNet(CheckedLoss):
-    "An Edge net's weights as buffers of a loss"
+# %% ../nbs/26_frozen_edge_net.ipynb #27facf92
+class _EdgeNetBuffers(CheckedLoss):
+    "A loss with the weights of an Edge net in its buffers"
     shown: tuple[str, ...] = ("num_classes", "ignore_index")
 
     def __init__(self,
@@ -111,6 +111,10 @@ class FrozenEdgeNet(CheckedLoss):
         for l, (kernel, bias) in enumerate(net.weights, 1):
             self.register_buffer(f"kernel{l}", kernel.detach().clone(), persistent)
             self.register_buffer(f"bias{l}", bias.detach().clone(), persistent)
+
+# %% ../nbs/26_frozen_edge_net.ipynb #c014b9de
+class FrozenEdgeNet(_EdgeNetBuffers):
+    "An Edge net's weights as buffers of a loss"
 
     @property
     def weights(self) -> list[tuple[Tensor, Tensor]]:

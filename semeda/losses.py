@@ -245,11 +245,9 @@ def _choice(name, *values):
         raise InputError(f"{name} is {value!r}; expected one of {', '.join(CHOICES[name])}")
     return value
 
-# %% ../nbs/02_losses.ipynb #15a634e5
-class SemedaLoss(FrozenEdgeNet):
-    "PPCE plus the semantic edge-aware loss, eq. 7"
-    shown = ("num_classes", "lambdas", "relu", "norm", "reduction", "ignore_index", "label_smoothing")
-    term = staticmethod(semeda) # what computes the second term
+# %% ../nbs/02_losses.ipynb #7b6162c2
+class _SemedaSettings(FrozenEdgeNet):
+    "The settings of SEMEDA, checked"
 
     def __init__(self,
         edge_net: EdgeNet | str | os.PathLike | None = None, # An Edge net, the name of a shipped one, or a file
@@ -280,6 +278,12 @@ class SemedaLoss(FrozenEdgeNet):
         self.label_smoothing = finite("label_smoothing", label_smoothing, 0, 1)
         of_batch = weight is not None or self.reduction in ("relative", "per_class")
         self.over, self._first = "batch" if of_batch else "pixels", True # a mean over pixels, or not
+
+# %% ../nbs/02_losses.ipynb #15a634e5
+class SemedaLoss(_SemedaSettings):
+    "PPCE plus the semantic edge-aware loss, eq. 7"
+    shown = ("num_classes", "lambdas", "relu", "norm", "reduction", "ignore_index", "label_smoothing")
+    term = staticmethod(semeda) # what computes the second term
 
     def forward(self,
         logits: Tensor, # Shape (B, C, H, W), floating point

@@ -145,7 +145,7 @@ def test_readme_example_runs(tmp_path):
     done = run(sys.executable, "example.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     steps = [ast.literal_eval(line) for line in done.stdout.splitlines()]
-    assert len(steps) == 10 and set(steps[0]) == {"ppce", "semeda"} and steps[-1]["ppce"] < steps[0]["ppce"]
+    assert len(steps) == 10 and set(steps[0]) == {"ppce", "lovasz", "edge_iou"} and steps[-1]["ppce"] < steps[0]["ppce"]
 
 
 def papermill(*args, cwd, pipe=False):

@@ -259,7 +259,7 @@ BAD = [
     (["--loss", "ubernet+"], "loss is 'ubernet+'"),
     (
         ["--loss", "ppce", "--edge-net", "nope"],
-        "edge_net is 'nope'; expected one of voc, cityscapes, camvid, or a file",
+        "edge_net is 'nope'; expected one of voc, cityscapes, camvid, voc_v1, cityscapes_v1, camvid_v1, or a file",
     ),
     (["--data-root", "/nope"], "data_root is '/nope'"),
     (["--plugins", "nowhere"], "plugins: module 'nowhere' cannot be imported"),

@@ -186,7 +186,10 @@ def test_still_picture_shows_the_same_state(make, monkeypatch):
     plt.close("all")
 
 
-def test_an_error_in_a_callback_is_raised():
+def test_an_error_in_a_callback_is_raised(monkeypatch):
+    # outside of a notebook; an earlier test of this process may have begun a shell
+    monkeypatch.setattr("ipywidgets.widgets.widget_output.get_ipython", lambda: None)
+
     def predict(i):
         if i == 2: raise InputError("image 2 cannot be predicted; expected another")
         return FIRST[i]
