@@ -237,7 +237,8 @@ def check_on(masks, name, recall=.94, f1=.99):
     "F1 and recall by pair of a shipped net, with void as it is; .99 and .95 are the aim, which not all reach"
     net = shipped_edge_net(name)
     assert edge_f1(net, masks) >= f1
-    assert min(edge_recall_by_pair(net, masks).values()) >= recall
+    pairs = edge_recall_by_pair(net, masks) # none where void lies between all objects
+    assert min(pairs.values(), default=1) >= recall
 
 
 def test_shipped_camvid_net_on_real_validation_masks():
