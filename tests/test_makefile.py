@@ -35,7 +35,8 @@ def checkout(tmp_path):
 
 def make(folder, *args, owner=""):
     "What the commands of a target print"
-    env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")} | {"OWNER": owner}
+    outer = ("MAKEFLAGS", "MAKELEVEL", "MAKEFILES", "MFLAGS", "VENV", "PYTHON") # of the make that runs the tests
+    env = {k: v for k, v in os.environ.items() if k not in outer} | {"OWNER": owner}
     done = subprocess.run(["make", "-s", *args], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()

@@ -222,6 +222,7 @@ STEP = SLURM | dict(SLURM_STEP_ID="0")
     ],
 )
 def test_processes_that_were_started(monkeypatch, environment, given, expected):
+    monkeypatch.delattr("sys.ps1", raising=False) # of a shell that an earlier test of this process has begun
     for name, value in environment.items(): monkeypatch.setenv(name, value)
     if isinstance(expected, tuple):
         config = resolve(**given)[0]
