@@ -27,6 +27,13 @@ def denormals_as_they_were():
     torch.set_flush_denormal(False)
 
 
+@pytest.fixture(autouse=True)
+def no_prompt_left():
+    "A shell that a test begins sets the prompt by which a notebook is told from other processes"
+    yield
+    vars(sys).pop("ps1", None)
+
+
 def run(*command, cwd=None, **kwargs):
     "Run a command, capture what it prints"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYDEVD_DISABLE_FILE_VALIDATION": "1", **kwargs.pop("env", {})}
