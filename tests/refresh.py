@@ -1,4 +1,4 @@
-"""Execute pages in place as the repository keeps them: `python -m tests.refresh nbs/07_plots.ipynb ...`.
+"""Execute pages in place as the repository keeps them: `python -m tests.refresh nbs/62_plots.ipynb ...`.
 
 `--record` keeps the outputs that are there and notes that they belong to the code. `--parameters` writes the
 parameters cell of nbs/train.ipynb from `Config` first."""

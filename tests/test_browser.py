@@ -54,7 +54,7 @@ def lab(chromium, tmp_path_factory):
     "The address of a JupyterLab on a copy of the notebook with the widgets"
     home, project = tmp_path_factory.mktemp("jupyter"), tmp_path_factory.mktemp("project")
     (project / "nbs").mkdir()
-    for name in ("settings.ini", "nbs/playground.ipynb", "nbs/06_trainer.ipynb"):
+    for name in ("settings.ini", "nbs/playground.ipynb", "nbs/48_trainer.ipynb"):
         shutil.copy(ROOT / name, project / name)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     env |= {"JUPYTER_CONFIG_DIR": str(home), "JUPYTER_DATA_DIR": str(home / "data")}
