@@ -22,12 +22,12 @@ HEAVY = (
     "tqdm",
     "safetensors",
 )
-SLIM = ("core", "edges", "edge_net", "losses", "edge_iou")
+SLIM = ("core", "edges", "edge_net", "semeda_term", "losses", "edge_iou")
 
 # a room imports only rooms before it
 ROOMS = """
 core loss_inputs edges edge_net reading edge_net_files frozen_edge_net
-losses edge_iou rivals boundary_losses loss_processes loss_registry
+semeda_term losses edge_iou rivals boundary_losses loss_processes loss_registry
 crops scenes data
 deeplab checkpoints networks trained segment export predict
 counts intervals structure boundary_iou metrics
