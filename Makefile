@@ -71,7 +71,7 @@ bench: install
 test: install
 	ruff check
 	python -m mypy
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	OMP_NUM_THREADS=1 nbdev-test nbs --file-re '^[0-9]' --n-workers 2
 
 # the tests of what differs from the last commit, and as many of the fast ones as fit into a minute on 2 cores

@@ -1,12 +1,15 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from tests.quick import read_durations
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,6 +21,13 @@ def real_data(*parts):
     if not path.exists():
         pytest.skip(f"{'/'.join(parts)} is not in SEMEDA_DATA")
     return path
+
+
+def pytest_collection_modifyitems(items):
+    "The longest files first: processes that take file after file then end at about the same time"
+    durations, counts = read_durations(), Counter(item.path for item in items)
+    seconds = {path: count * durations.get(f"tests/{path.name}::*", 0) for path, count in counts.items()}
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 @pytest.fixture(autouse=True)

@@ -135,7 +135,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser("tests.quick", description=__doc__.splitlines()[0])
     parser.add_argument("--record", action="store_true", help="run all tests and write tests/durations.json")
     args, more = parser.parse_known_args(argv)
-    options = ["-p", "tests.quick", "-n", "2", "--dist", "loadfile", *more]
+    options = ["-p", "tests.quick", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", *more]
     if args.record:
         return pytest.main([*options, "--record"])
     return pytest.main([*options, "--quick", *files_to_collect(read_durations(), rooms_of(changed_files()))])

@@ -1,6 +1,7 @@
 import ast
 import json
 import re
+import runpy
 import sys
 import tomllib
 import zipfile
@@ -38,14 +39,25 @@ study.plan study.collect study.results study.tables study.run study.groups study
 """.split()
 
 
-@pytest.mark.parametrize("module", [f"semeda.{room}" for room in SLIM if (ROOT / "semeda" / f"{room}.py").is_file()])
-def test_slim_imports(module):
-    code = f"import sys, json, {module}; print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
-    # torch imports some of these by itself where they are installed
-    alone = run(sys.executable, "-c", code.replace(f", {module}", ", torch"))
-    done = run(sys.executable, "-c", code)
+# imports modules one after the other and tells which heavy ones have come with each
+IMPORTS = """
+import importlib, json, sys
+modules, heavy = map(json.loads, sys.argv[1:])
+for name in modules:
+    importlib.import_module(name)
+    print(json.dumps([name, [other for other in heavy if other in sys.modules]]))
+"""
+
+
+def test_slim_imports():
+    "torch first, which imports some by itself where they are installed"
+    modules = ["torch", *(f"semeda.{room}" for room in SLIM)]
+    done = run(sys.executable, "-c", IMPORTS, json.dumps(modules), json.dumps(HEAVY))
     assert done.returncode == 0, done.stderr
-    assert set(json.loads(done.stdout)) <= set(json.loads(alone.stdout))
+    (_, alone), *found = map(json.loads, done.stdout.splitlines())
+    assert [name for name, _ in found] == modules[1:]
+    for name, heavy in found:
+        assert heavy == alone, f"{name} imports {sorted(set(heavy) - set(alone))}"
 
 
 def rooms_used(file):
@@ -106,6 +118,10 @@ def test_nothing_is_said_twice():
     assert f"version: {semeda.__version__}\n" in citation and f"license: {cfg['DEFAULT']['license']}" in citation
 
 
-def test_command_line_is_there():
-    done = run(sys.executable, "-m", "semeda.trainer", "--help")
-    assert done.returncode == 0 and "--lambdas" in done.stdout and "--init-weights" in done.stdout
+@pytest.mark.filterwarnings("ignore:'semeda.trainer' found in sys.modules")
+def test_command_line_is_there(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["semeda-train", "--help"])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module("semeda.trainer", run_name="__main__")
+    shown = capsys.readouterr().out
+    assert left.value.code == 0 and "--lambdas" in shown and "--init-weights" in shown
