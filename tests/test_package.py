@@ -23,13 +23,13 @@ HEAVY = (
     "tqdm",
     "safetensors",
 )
-SLIM = ("core", "edges", "edge_net", "semeda_term", "losses", "edge_iou")
+SLIM = ("markdown", "core", "edges", "edge_net", "semeda_term", "losses", "edge_iou")
 
 # a room imports only rooms before it
 ROOMS = """
-core loss_inputs edges edge_net reading edge_net_files frozen_edge_net
-semeda_term losses edge_iou rivals boundary_losses loss_processes loss_registry
-crops scenes data
+markdown core loss_inputs edges edge_net reading edge_net_files frozen_edge_net
+semeda_term losses edge_iou rivals boundary_losses loss_processes loss_records loss_registry
+crops scenes torchvision_data data
 deeplab checkpoints networks trained segment export predict
 counts intervals structure boundary_iou metrics
 launchers loggers config settings run optimise run_setup trainer
