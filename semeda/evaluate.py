@@ -47,6 +47,7 @@ def _readings(num_classes: int, ignore_index: int, pred_map: str | Path, label_m
     of_prediction, of_label = (Reading(num_classes, ignore_index, label_map, colours) for label_map in maps)
     return of_prediction, of_label
 
+# %% ../nbs/38_scoring.ipynb #6c70d3f3
 def evaluate_folders(
     pred: str | Path, # Folder of predicted masks
     label: str | Path, # Folder of true masks
@@ -111,6 +112,7 @@ def _other_data(run_folder: str | Path, split: str, dataset: str, data_root: str
     data = replace(data, class_names=network.class_names, palette=network.palette) # a folder knows no names
     return data, predict, dict(dataset=name, void=config["void"], final_weights=weights)
 
+# %% ../nbs/38_scoring.ipynb #a1ca7ac9
 def evaluate_run(
     run_folder: str | Path, # Of a finished run
     out: str | Path, # Folder to write
@@ -322,10 +324,12 @@ def _compare_parser() -> Arguments:
     parser.add_argument("--resamples", metavar="N", type=int, default=2000, help="draws of images [2000]")
     parser.add_argument("--level", metavar="P", type=float, default=.95, help="of the intervals [0.95]")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the draws [0]")
+    parser.add_argument("--plugin", metavar="MODULE", help="modules to import that register metrics, as above")
     return parser
 
 def _run_comparison(args: Namespace):
     "Print the table of differences"
+    _import_plugins(args.plugin or "")
     if not Path(args.a).is_dir() and not Path(args.b).is_dir():
         raise InputError(f"{args.a} and {args.b} are not there; expected two folders that semeda-evaluate wrote")
     print(comparison_table(args.a, args.b, args.resamples, args.level, args.seed))

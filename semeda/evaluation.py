@@ -43,18 +43,19 @@ class Source:
 BY_IMAGE = (1, 5) # trimap widths with a column in images.csv
 
 # %% ../nbs/36_evaluation.ipynb #70d85b1e
-def _count_image(totals: dict[str, Metric], image: dict[str, CountMetric], prediction: Tensor, label: Tensor,
+def _count_image(totals: dict[str, Metric], image: dict[str, Metric], prediction: Tensor, label: Tensor,
                  class_names: list[str]) -> dict:
     "Add an image to the metrics of the split; its own scores, as metrics.json would hold them"
     results = {}
     for name, total in totals.items():
-        if name in image:
-            image[name].reset()
-            image[name].update(prediction, label)
-            total.add(image[name]) # type: ignore[operator]
-            results[name] = image[name].compute()
+        one = image[name]
+        one.reset()
+        one.update(prediction, label)
+        if isinstance(total, CountMetric):
+            total.add(one)
         else:
             total.update(prediction, label)
+        results[name] = one.compute()
     return metric_entries(results, class_names)
 
 def _image_row(name: str, entries: dict) -> dict:
@@ -62,9 +63,9 @@ def _image_row(name: str, entries: dict) -> dict:
     row: dict[str, Any] = dict(name=name)
     for score in reported_scores():
         value, column = find_entry(entries, score.key), score.image_column
-        if column and isinstance(value, list):
+        if column and score.over_widths:
             row |= {f"{column}_width_{w}": value[w - 1] for w in BY_IMAGE if w <= len(value)}
-        elif column and value is not None:
+        elif column and isinstance(value, (int, float)):
             row[column] = int(value) if score.mean_over_images else value
     return row
 
@@ -86,8 +87,7 @@ def count(
     "Count all images, one at a time"
     settings = dict(num_classes=len(source.class_names), per_image=True,
                     max_width=source.config["max_width"], void=source.config["void"])
-    totals = build_metrics(**settings)
-    image = {name: metric for name, metric in build_metrics(**settings).items() if isinstance(metric, CountMetric)}
+    totals, image = build_metrics(**settings), build_metrics(**settings)
     digests, rows = dict(labels=Digest(), predictions=Digest()), []
     numbers = _counted(range(len(source.names)), progress)
     try:

@@ -184,6 +184,7 @@ def _settings(config: dict) -> str:
     "What an evaluation was asked for, in words"
     return ", ".join(f"{k} {escape(v)}" for k, v in config.items() if k != "class_names")
 
+# %% ../nbs/37_report.ipynb #a2e5b45c
 def report_text(
     metrics: dict, # What metrics.json holds
     names: list[str], # Of the images
@@ -205,6 +206,7 @@ def report_text(
              *_images(names, rows, chosen), f"Colours: {', '.join(swatches)}.", "All images are in `images.csv`."]
     return "\n\n".join(filter(None, parts)) + "\n"
 
+# %% ../nbs/37_report.ipynb #2dcc709c
 def write_report(
     folder: Path, # Made by the caller
     metrics: dict, # What metrics.json holds

@@ -161,6 +161,12 @@ class _RunLoop(_RunLog):
                         break
                 bar.update()
 
+# %% ../nbs/48_trainer.ipynb #5796a2a0
+def _process_memory():
+    "The most memory that this process has had, in MiB"
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
 # %% ../nbs/48_trainer.ipynb #240eabb4
 class _RunScores(_RunLoop):
     "Predictions and scores of a run"
@@ -201,8 +207,29 @@ class _RunScores(_RunLoop):
             run_on_all_ranks(self.fabric, partial(self._write_state, step, best=True))
         return bool(self.config.patience) and since >= self.config.patience
 
+# %% ../nbs/48_trainer.ipynb #365d0ad2
+class _RunFigures(_RunScores):
+    "Figures of a run beside its scores"
+    def _last_step(self):
+        "The step of the history's last row"
+        return self.history[-1]["step"] if self.history else 0
+
+    def _last_losses(self):
+        "Loss and terms of the history's last row"
+        names = ("loss", *loss_terms(self.config.loss))
+        return {name: value for name, value in self.history[-1].items() if name in names}
+
+    def _cost(self):
+        "Times and memory: the only figures of a run that differ when it is repeated"
+        gpu, seconds = self.fabric.device.type == "cuda", self._seconds
+        return dict(
+            seconds_per_step=statistics.median(seconds) if seconds else None,
+            seconds_of_first_step=seconds[0] if seconds else None, steps_timed=len(seconds),
+            peak_memory_mib=torch.cuda.max_memory_allocated() / 2**20 if gpu else _process_memory(),
+            memory_of="GPU" if gpu else "process", device=self._device_name())
+
 # %% ../nbs/48_trainer.ipynb #5a9ce9a3
-class Run(_RunScores):
+class Run(_RunFigures):
     "One training run: data, network, loss, and the folder they write to"
     def evaluate(self) -> dict: # What metrics.json holds
         "Score the validation split and write metrics.json, the sign that the run is finished"
@@ -229,10 +256,6 @@ class Run(_RunScores):
         write = partial(write_json, self.folder/"metrics.json", self.metrics)
         run_on_all_ranks(self.fabric, write if self.fabric.is_global_zero else bool)
 
-    def _last_step(self):
-        "The step of the history's last row"
-        return self.history[-1]["step"] if self.history else 0
-
     def log_figure(self,
         name: str, # Of the figure
         figure: Any, # Of matplotlib
@@ -243,26 +266,6 @@ class Run(_RunScores):
     def close(self):
         "Write what the loggers have not written yet"
         self.loggers.close()
-
-    def _last_losses(self):
-        "Loss and terms of the history's last row"
-        names = ("loss", *loss_terms(self.config.loss))
-        return {name: value for name, value in self.history[-1].items() if name in names}
-
-    def _cost(self):
-        "Times and memory: the only figures of a run that differ when it is repeated"
-        gpu, seconds = self.fabric.device.type == "cuda", self._seconds
-        return dict(
-            seconds_per_step=statistics.median(seconds) if seconds else None,
-            seconds_of_first_step=seconds[0] if seconds else None, steps_timed=len(seconds),
-            peak_memory_mib=torch.cuda.max_memory_allocated() / 2**20 if gpu else _process_memory(),
-            memory_of="GPU" if gpu else "process", device=self._device_name())
-
-# %% ../nbs/48_trainer.ipynb #5796a2a0
-def _process_memory():
-    "The most memory that this process has had, in MiB"
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 # %% ../nbs/48_trainer.ipynb #49a89fd1
 def train(

@@ -98,11 +98,24 @@ def test_reports_and_tables_show_them(house, runs, capsys):
         metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
         assert metrics["accuracy"] == pytest.approx(json.loads((run / "metrics.json").read_text())["accuracy"])
         assert "pixel accuracy" in (run / "evaluation" / "report.md").read_text()
-    capsys.readouterr()
-    assert evaluate.main(["compare", *(str(run / "evaluation") for run in runs)]) == 0
-    assert "mIoU" in capsys.readouterr().out
+        with (run / "evaluation" / "images.csv").open() as file:
+            shares = [float(row["accuracy"]) for row in csv.DictReader(file)]
+        assert len(shares) == 2 and min(shares) <= metrics["accuracy"] <= max(shares)
     assert loss_label("my_house:MyLoss") == "my loss" == loss_label("mine")
     assert network_label("my_net") == "my network"
+    compared = compare(runs, capsys, "--plugin", "my_house")
+    assert "mIoU" in compared and re.search(r"^\| pixel accuracy \(%\) +\| +[+-]\d", compared, re.MULTILINE)
+
+
+def compare(runs, capsys, *args):
+    "What semeda-evaluate compare prints in a process that has not imported anything of the user's own"
+    capsys.readouterr()
+    METRICS.pop("accuracy")
+    for registry, name in ((LOSSES, "mine"), (DATASETS, "my_photos"), (NETWORKS, "my_net")):
+        registry.pop(name)
+    sys.modules.pop("my_house")
+    assert evaluate.main(["compare", *(str(run / "evaluation") for run in runs), *args]) == 0
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("argument, words", [
