@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.quick import read_durations
+from tests.quick import file_and_function, read_durations
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,9 +25,11 @@ def real_data(*parts):
 
 def pytest_collection_modifyitems(items):
     "The longest files first: processes that take file after file then end at about the same time"
-    durations, counts = read_durations(), Counter(item.path for item in items)
-    seconds = {path: count * durations.get(f"tests/{path.name}::*", 0) for path, count in counts.items()}
-    items.sort(key=lambda item: -seconds[item.path])
+    durations, seconds = read_durations(), Counter()
+    for name in {file_and_function(item.nodeid) for item in items}:
+        file = name.partition("::")[0]
+        seconds[file] += durations.get(name, durations.get(f"{file}::*", 0))
+    items.sort(key=lambda item: -seconds[item.nodeid.partition("::")[0]])
 
 
 @pytest.fixture(autouse=True)
