@@ -117,3 +117,14 @@ def test_pairs_cover_each_direction_once():
         first, second = offset_pairs(x, down, right)
         assert first.numel() == (4 - down) * (5 - abs(right))
         assert ((second - first) == 5 * down + right).all()
+
+
+def test_terms_of_its_own_and_of_another_base():
+    logits, labels = case(0, (2, 6, 7), 3)
+    loss = EdgeIoULoss()
+    total = loss(logits, labels)
+    assert list(loss.terms) == ["ppce", "edge_iou"] and total == pytest.approx(sum(loss.terms.values()).item())
+    outer = EdgeIoULoss(weight=1., base=loss)
+    total = outer(logits, labels)
+    assert outer.terms["ppce"] == loss.terms["ppce"] and outer.terms["edge_iou"] == loss.terms["edge_iou"] / 2
+    assert total == pytest.approx((1.5 * loss.terms["edge_iou"] + loss.terms["ppce"]).item())

@@ -397,3 +397,13 @@ def test_f1_on_softmax_outputs(trained):
         assert softmax_edge_f1(trained, probabilities, tolerance) == pytest.approx(expected)
     clean = one_hot(torch.stack(scenes("val", 2).labels).long() % 7, 7)
     assert softmax_edge_f1(exact_edge_net(7), clean) == 1
+
+
+@pytest.mark.parametrize("size", [(8, 16), (9, 17), (15, 10)])
+def test_soften_averages_over_whole_blocks_and_what_is_left_at_the_border(size):
+    masks = one_hot(torch.randint(3, (1, *size), generator=torch.Generator().manual_seed(0)), 3)
+    coarse = torch.nn.functional.interpolate(masks, size=[-(-side // 4) for side in size], mode="area")
+    noise = torch.randn(coarse.shape, generator=torch.Generator().manual_seed(1))
+    logits = torch.nn.functional.interpolate((coarse + .2 * noise) * 8, size=size, mode="bilinear")
+    soft = soften(masks, generator=torch.Generator().manual_seed(1), upsample=4)
+    assert torch.allclose(soft, logits.softmax(dim=1), atol=1e-6)

@@ -16,6 +16,7 @@ from semeda.boundary_losses import (
     boundary_f1,
     boundary_iou_loss,
     euclidean_distance,
+    predicted_boundary,
     signed_distance,
 )
 from semeda.boundary_losses import _distance_by_rows as distance_in_torch
@@ -330,15 +331,31 @@ def test_compiled(name, batch):
 
 
 @pytest.mark.parametrize("size", [(7, 9), (1, 5), (6, 1), (40, 33)])
-def test_distances(size):
+def test_distances(size, monkeypatch):
     g = torch.Generator().manual_seed(0)
     mask = torch.rand(3, *size, generator=g) < .1
     mask[0] = False
     distance = euclidean_distance(mask)
     assert torch.allclose(distance, distance_in_torch(mask), rtol=1e-6)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.allclose(distance, distance_in_torch(mask), rtol=1e-6)
     assert distance[0].isinf().all() and (distance[mask] == 0).all()
     for n, i, j in [(n, i, j) for n in (1, 2) for i in (0, size[0] // 2) for j in (0, size[1] - 1)]:
         assert distance[n, i, j].item() == pytest.approx(nearest(mask[n].nonzero().tolist(), i, j))
+
+
+@pytest.mark.parametrize("size", [(4, 12), (12, 4), (8, 9)])
+def test_region_mutual_information_of_images_smaller_than_a_window(size):
+    logits = torch.randn(2, 3, *size, requires_grad=True)
+    loss = region_mutual_information(logits, torch.ones(2, *size, dtype=torch.long))
+    loss.backward()
+    assert loss == 0 and (logits.grad == 0).all()
+
+
+def test_predicted_boundary_of_a_small_image_is_one_pixel():
+    log_p = torch.randn(1, 3, 4, 5, generator=torch.Generator().manual_seed(0)).log_softmax(dim=1)
+    pixels, found = predicted_boundary(log_p, torch.ones(1, 4, 5, dtype=torch.bool))
+    assert found.sum() == 1 and found[0, 0]
 
 
 def test_schedule(batch):
