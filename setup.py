@@ -11,7 +11,7 @@ parser = ConfigParser()
 parser.read(root / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 extras = {key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")}
-extras["dev"] += extras["notebook"] + extras["sweep"] + extras["peers"] + extras["bench"] + extras["export"]
+extras["dev"] += [x for name in ("notebook", "sweep", "peers", "bench", "export", "recipes") for x in extras[name]]
 
 
 class BuildWithPages(build_py):

@@ -22,11 +22,11 @@ MASK_FILES = (".png", ".npy", ".tif", ".tiff", ".bmp")
 def _masks(folder: Path, what: str, suffix: str) -> dict[str, Path]:
     "The masks below a folder by their name"
     if not folder.is_dir():
-        raise InputError(f"{what} folder {folder} is not there; expected a folder of PNG files")
+        raise InputError(f"{what} folder {folder} is not there; expected a folder of masks")
     files = files_by_name(folder, MASK_FILES, suffix, recursive=True)
     if not files:
         ending = f" ending in {suffix}" if suffix else ""
-        raise InputError(f"{what} folder {folder} has no PNG files{ending}; expected one for each image")
+        raise InputError(f"{what} folder {folder} has no PNG, TIFF or .npy files{ending}; expected one for each image")
     return files
 
 def _by_file_name(files: dict[str, Path]) -> dict[str, Path]:
@@ -51,7 +51,8 @@ def _check_sizes(prediction: Path, label: Path):
     size, expected = stored_size(prediction, "prediction"), stored_size(label, "label")
     if size != expected:
         (w, h), (wl, hl) = size, expected
-        raise InputError(f"prediction {prediction} is {w}x{h} but its label is {wl}x{hl}; expected the same size")
+        raise InputError(f"prediction {prediction} is {w}x{h} but its label is {wl}x{hl}; expected the same size, or "
+                         "--resize nearest")
 
 # %% ../nbs/35_masks.ipynb #a9514a8f
 def match_masks(

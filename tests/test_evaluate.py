@@ -324,7 +324,7 @@ def one_void(folder):
 
 BAD = dict(
     sizes=(lambda p, l: put(p, "first", np.zeros((5, 7), np.uint8)),
-           "pred/first.png is 7x5 but its label is 6x4; expected the same size"),
+           "pred/first.png is 7x5 but its label is 6x4; expected the same size, or --resize nearest"),
     names=(lambda p, l: (many(p), (p / "second.png").unlink()),
            "predictions without a label: extra0, extra1, extra2, extra3, extra4 and 2 more; "
            "labels without a prediction: second; expected the same names"),
@@ -346,8 +346,8 @@ BAD = dict(
           "pred/first.png contains 255 on 22 pixels whose label is a class; expected 0..2 there"),
     one_void_pixel=(lambda p, l: one_void(p),
                     "pred/first.png contains 255 on 1 pixel whose label is a class; expected 0..2 there"),
-    empty=(lambda p, l: [f.unlink() for f in p.iterdir()], "pred has no PNG files; expected one for each image"),
-    missing=(lambda p, l: l.rename(l.with_name("elsewhere")), "label is not there; expected a folder of PNG files"),
+    empty=(lambda p, l: [f.unlink() for f in p.iterdir()], "pred has no PNG, TIFF or .npy files; expected one"),
+    missing=(lambda p, l: l.rename(l.with_name("elsewhere")), "label is not there; expected a folder of masks"),
     text=(lambda p, l: (l / "first.png").write_text("hello"), "label/first.png cannot be decoded"),
     truncated=(lambda p, l: cut(l / "second.png"), "label/second.png cannot be decoded"),
     zero_bytes=(lambda p, l: (l / "second.png").write_bytes(b""), "label/second.png cannot be decoded"),
@@ -406,7 +406,7 @@ OPTIONS = [
     (dict(palette="short.txt"), "palette short.txt has 2 colours; expected 3, one a line"),
     (dict(palette="wrong.txt"), "palette wrong.txt has the line '1 2 256'; expected red, green and blue, 0..255"),
     (dict(palette="pred"), "palette pred cannot be read"),
-    (dict(pred_suffix="_x"), "prediction folder pred has no PNG files ending in _x; expected one for each image"),
+    (dict(pred_suffix="_x"), "prediction folder pred has no PNG, TIFF or .npy files ending in _x; expected one"),
     (dict(label_map="cityscapes"), "label map cityscapes has 19 classes; expected 3"),
     (dict(label_map="nowhere.txt"), "label map nowhere.txt cannot be read"),
     (dict(plugin="no_such_module"), "plugin 'no_such_module' cannot be imported: ModuleNotFoundError"),
@@ -416,7 +416,7 @@ OPTIONS = [
     (dict(out="n\0"), "cannot be written to: embedded null byte; expected a writable folder"),
     (dict(out="n" * 300), "cannot be written to: [Errno 36] File name too long"),
     (dict(pred="n" * 300), "File name too long"),
-    (dict(pred="n\0"), "is not there; expected a folder of PNG files"),
+    (dict(pred="n\0"), "is not there; expected a folder of masks"),
 ]
 
 
@@ -593,7 +593,7 @@ def test_command(folders, tmp_path, capsys):
     for word in ("--help", "--version"):
         assert main([word]) == 0 and "semeda-evaluate" in capsys.readouterr().out
     assert main(["--pred=nowhere", *asked[1:], f"--out={tmp_path / 'no'}"]) == 2
-    line = "semeda-evaluate: prediction folder nowhere is not there; expected a folder of PNG files\n"
+    line = "semeda-evaluate: prediction folder nowhere is not there; expected a folder of masks\n"
     assert capsys.readouterr().err == line
 
 
