@@ -1,6 +1,7 @@
 """What the documentation site needs beyond nbdev's own processing of a page; named in `[tool.nbdev]`."""
 import ast
 import re
+from copy import deepcopy
 from pathlib import Path
 
 from fastcore.nbio import mk_cell, read_nb
@@ -9,6 +10,7 @@ from nbdev.processors import Processor, add_links
 HIDDEN = {"hide", "default_exp"}
 PLUMBING = {"export", "exporti"}
 EQUATION = re.compile(r"\$\$((?:(?!\$\$).)*?)\\tag\{(\w+)\}((?:(?!\$\$).)*?)\$\$", re.DOTALL)
+LINKED_TWICE = re.compile(r"\[\[(`[^`]+`)\]\([^)]*\)\]\(([^)]*)\)")
 RULE = re.compile(r"\|[-:| ]*-[-:| ]*\|")
 
 
@@ -23,6 +25,35 @@ class KeepIntroduction(Processor):
         introduction = mk_cell(text, "markdown")
         add_links(introduction)
         self.nb.cells.insert(1, introduction)
+
+
+class OpeningPicture(Processor):
+    "Show a chapter's first picture at its top too, where it would come later than the first screen"
+    SCREEN = 8 # cells
+
+    def begin(self):
+        cells = self.nb.cells
+        place = next((k for k, cell in enumerate(cells) if _picture(cell)), 0)
+        intro = next((k for k, cell in enumerate(cells) if _is_prose(cell)), 0)
+        if not Path(self.nb.path_).name[0].isdigit() or place < self.SCREEN:
+            return
+        opening = deepcopy(cells[place])
+        opening.source = f"#| echo: false\n{opening.source}"
+        opening.outputs = [_picture(opening)]
+        anchor = mk_cell("[]{#opening-picture}", "markdown")
+        caption = mk_cell("From [further down](#opening-picture) on this page.", "markdown")
+        cells[place:place] = [anchor]
+        cells[intro + 1:intro + 1] = [opening, caption]
+
+
+def _is_prose(cell):
+    "Whether a cell is Markdown that a reader sees"
+    return cell.cell_type == "markdown" and not cell.source.startswith("<!--")
+
+
+def _picture(cell):
+    "The first output of a cell that is a picture"
+    return next((output for output in cell.get("outputs", []) if "image/png" in output.get("data", {})), None)
 
 
 class FoldPlumbing(Processor):
@@ -68,7 +99,9 @@ class PlainSignatures(Processor):
                     data[kind] = self._relative(re.sub(r"\b__main__\.", "", "".join(data[kind])))
 
     def _relative(self, text):
-        "Links from the page's own folder; a method has no heading of its own, so its link leads to its class"
+        """Links from the page's own folder; a method has no heading of its own, so its link leads to its class.
+        nbdev puts a link into one that is there already: the page's own stays."""
+        text = LINKED_TWICE.sub(r"[\1](\2)", text)
         text = re.sub(r"\]\(/([\w./-]+\.html)", rf"]({self.root}\1", text)
         return re.sub(r"(\]\([\w./-]+\.html#\w+)\.\w+\)", r"\1)", text)
 
@@ -101,6 +134,31 @@ def escaped(text: str) -> str:
     "Text whose asterisks, underscores and angle brackets stand for themselves, but in code, formulas and addresses"
     parts = re.split(r"(`[^`]*`|\$[^$]+\$|\]\([^)]*\))", text)
     return "".join(part if k % 2 else re.sub(r"([*_<])", r"\\\1", part) for k, part in enumerate(parts))
+
+
+class JoinFolded(Processor):
+    "One fold for cells of folded code in a row that show nothing; the last of them may"
+    def begin(self):
+        cells = []
+        for cell in self.nb.cells:
+            if cells and self._folded(cells[-1]) and self._folded(cell) and not cells[-1].outputs:
+                options, code = _options(cell.source)
+                cell.source = options + f"{_options(cells.pop().source)[1]}\n\n{code}"
+            cells.append(cell)
+        self.nb.cells[:] = cells
+
+    def _folded(self, cell):
+        "Whether a cell's code is folded by itself, or by its folder's _metadata.yml"
+        options = _options(cell.source)[0] if cell.cell_type == "code" else "#| echo: false"
+        if "echo: false" in options or "code-fold: show" in options:
+            return False
+        return "code-fold: true" in options or Path(self.nb.path_).parent.name == "paper"
+
+
+def _options(source):
+    "The first lines of a cell, which are for Quarto, and the rest"
+    found = re.match(r"(?:#\|.*\n?)*", source).group()
+    return found, source[len(found):]
 
 
 class NumberedEquations(Processor):

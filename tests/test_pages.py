@@ -1,5 +1,6 @@
 """nbdev processes every page of the site, and each fault that once stood on a page is found."""
 import json
+import re
 
 import pytest
 
@@ -19,6 +20,13 @@ def test_page(path):
 
 def test_no_two_pages_have_one_name():
     assert site.collisions(PAGES) == []
+
+
+def test_each_source_is_cited_and_each_citation_has_its_source():
+    text = "\n".join(part for path in PAGES for part in site.texts(path))
+    cited = set(re.findall(r"(?<![\w.])@([a-z]+\d{4}[a-z]*)", text))
+    listed = re.findall(r"^@\w+\{([\w-]+),", (site.NOTEBOOKS / "references.bib").read_text(), re.MULTILINE)
+    assert cited == set(listed) and len(listed) == len(set(listed))
 
 
 def stream(text, name="stdout"):
@@ -77,6 +85,27 @@ def test_a_good_page_has_no_fault_and_shows_its_code(project):
     [code] = [source for source in sources if "return x / 2" in source]
     assert "#| code-fold: true" in code and sources.index(code) > sources.index(signature.source)
     assert not any("import math" in source for source in sources)
+
+
+def test_folded_cells_in_a_row_are_one_fold(project):
+    fold = "#| code-fold: true\n"
+    cells = (f"{fold}x = 1", []), (f"{fold}y = 2", []), (f"{fold}half(y)", RESULT), (f"{fold}z = 3", [])
+    shown = [cell.source for cell in site.processed(write_page(project, *GOOD, *cells))[0].cells]
+    assert shown[-2] == f"{fold}x = 1\n\ny = 2\n\nhalf(y)" and shown[-1] == f"{fold}z = 3"
+
+
+def test_a_link_is_not_put_into_a_link(project):
+    path = write_page(project, *GOOD, ("table()", markdown("see [`edge_map`](20_page.ipynb)")))
+    assert "see [`edge_map`](20_page.ipynb)" in "\n".join(site.texts(path)) and site.faults(path) == []
+
+
+def test_a_picture_far_down_is_shown_at_the_top_too(project):
+    figure = ("#| fig-alt: A line that falls.\nfig = draw()", picture())
+    path = write_page(project, *GOOD, *[(f"x = {k}", []) for k in range(8)], figure)
+    cells = site.processed(path)[0].cells
+    shown = [k for k, cell in enumerate(cells) if "fig = draw()" in cell.source]
+    assert shown[0] == 2 and len(shown) == 2 and cells[2].source.startswith("#| echo: false\n#| fig-alt: A line")
+    assert "{#opening-picture}" in cells[shown[1] - 1].source and site.faults(path) == []
 
 
 @pytest.mark.parametrize("cells, words", [
