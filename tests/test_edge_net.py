@@ -233,12 +233,12 @@ def test_shipped_nets_know_masks_never_trained_on(name):
     assert SemedaLoss(name).num_classes == net.num_classes
 
 
-def check_on(masks, name, recall=.94, f1=.99):
-    "F1 and recall by pair of a shipped net, with void as it is; .99 and .95 are the aim, which not all reach"
+def check_on(masks, name):
+    "F1 and recall by pair of a shipped net, with void as it is"
     net = shipped_edge_net(name)
-    assert edge_f1(net, masks) >= f1
-    pairs = edge_recall_by_pair(net, masks) # none where void lies between all objects
-    assert min(pairs.values(), default=1) >= recall
+    assert edge_f1(net, masks) >= .99
+    pairs = edge_recall_by_pair(net, [mask for mask in masks if (edge_map(mask) == 1).any()])
+    assert min(pairs.values(), default=1) >= .95
 
 
 def test_shipped_camvid_net_on_real_validation_masks():
@@ -246,17 +246,17 @@ def test_shipped_camvid_net_on_real_validation_masks():
 
 
 def test_shipped_voc_net_on_real_masks_with_their_void_contours():
-    files = sorted(real_data("voc_labels").glob("200[789]*.png"))[1::40] # others than those that were trained on
+    files = sorted(real_data("voc_labels").glob("200[789]*.png"))[1::16] # others than those that were trained on
     masks = [read_label(f, 21) for f in files]
     contoured = [mask for mask in masks if (mask == 255).float().mean() > .01]
-    assert len(contoured) > 10
-    check_on(contoured, "voc", recall=.9, f1=.98)
+    assert len(contoured) > 50
+    check_on(contoured, "voc")
 
 
 @pytest.mark.parametrize("name", SHIPPED[:3])
 def test_shipped_nets_are_not_misled_by_void_contours(name):
     classes = shipped_edge_net(name).num_classes
-    check_on(with_void_contours(synthetic_masks(classes, 40, seed=11), seed=12), name, recall=.9)
+    check_on(with_void_contours(synthetic_masks(classes, 40, seed=11), seed=12), name)
 
 
 def test_first_nets_are_known_by_their_hash():
@@ -350,7 +350,7 @@ def test_model_card_tells_what_was_measured():
         for kind, f1 in row["f1"].items():
             recall = row["lowest_recall"][kind]["recall"]
             assert f"{f1:.4f} | {recall:.3f}" in card
-            assert name.endswith("_v1") or (f1 >= .99 and recall >= (.92 if kind == "contours" else .95))
+            assert name.endswith("_v1") or (f1 >= .99 and recall >= (.9 if kind == "thin" else .95))
 
 
 def test_softened_like_a_network():
