@@ -1,6 +1,8 @@
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from torchvision.models import ResNet18_Weights
+from torchvision.transforms.v2.functional import normalize
 
 from semeda.core import InputError, content_hash
 from semeda.crops import (
@@ -112,3 +114,12 @@ def test_bad_arguments(make, words):
     with pytest.raises(InputError) as e:
         make()
     assert words in str(e.value)
+
+
+def test_normalise_is_torchvisions_and_caffes():
+    preset = ResNet18_Weights.IMAGENET1K_V1.transforms()
+    image = torch.randint(256, (2, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = normalize(image / 255, preset.mean, preset.std)
+    assert torch.allclose(normalise(image), expected, atol=1e-6)
+    blue_first = image.flip(1).float() - torch.tensor(CAFFE_MEAN).view(3, 1, 1)
+    assert torch.allclose(normalise(image, style="caffe"), blue_first, atol=1e-4)

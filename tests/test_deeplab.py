@@ -59,3 +59,12 @@ def test_edge_head_is_for_training_alone():
     logits, edges = net.train()(x)
     assert logits.shape == (1, 3, 32, 40) and edges.shape == (1, 2, 32, 40)
     assert net.eval()(x).shape == (1, 3, 32, 40)
+
+
+@pytest.mark.parametrize("backbone, layers, channels", [("resnet18", 3, 256), ("resnet50", 2, 512), ("resnet50", 4, 2048)])
+def test_the_head_reads_what_the_last_block_writes(backbone, layers, channels):
+    with torch.device("meta"):
+        net = DeepLabV2(3, backbone, layers=layers)
+        assert net(torch.empty(1, 3, 33, 33)).shape == (1, 3, 33, 33)
+    first = [m for name, m in net.named_modules() if name.startswith("head") and isinstance(m, torch.nn.Conv2d)]
+    assert first and all(conv.in_channels == channels for conv in first)

@@ -514,6 +514,7 @@ COUNTS = torch.ones(3, 2, 3, 2)
     (lambda: confusion(ZEROS + 255, ZEROS, 3), "predictions lie in 255..255; expected 0..2"),
     (lambda: confusion(ZEROS.float(), ZEROS, 3), "predictions are torch.float32; expected an integer dtype"),
     (lambda: confusion(ZEROS, ZEROS, 0), "num_classes is 0; expected 1..30000"),
+    (lambda: confusion(ZEROS, ZEROS, 30001), "num_classes is 30001; expected 1..30000"),
     (lambda: trimap_counts(ZEROS, ZEROS, 3, 0), "max_distance is 0; expected 1..254"),
     (lambda: trimap_counts(ZEROS, ZEROS, 3, void="skip"), "void is 'skip'; expected 'ignore' or 'label'"),
     (lambda: boundary_iou_counts(ZEROS, ZEROS, 3, 0), "width is 0; expected at least 1 pixel"),

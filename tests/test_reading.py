@@ -193,6 +193,11 @@ def test_bad_label_maps(tmp_path, text, words):
     assert words in str(e.value)
 
 
+def test_cityscapes_map_knows_every_label_id_and_no_other():
+    known = read_label_map("cityscapes", 19)
+    assert sorted(known) == list(range(-1, 34)) and sorted(set(known.values()) - {255}) == list(range(19))
+
+
 def test_label_map_that_does_not_fit(tmp_path):
     with pytest.raises(InputError, match="label map cityscapes has 19 classes; expected 3"):
         read_label_map("cityscapes", 3)
