@@ -61,7 +61,7 @@ def test_edge_head_is_for_training_alone():
     assert net.eval()(x).shape == (1, 3, 32, 40)
 
 
-@pytest.mark.parametrize("backbone, layers, channels", [("resnet18", 3, 256), ("resnet50", 2, 512), ("resnet50", 4, 2048)])
+@pytest.mark.parametrize("backbone, layers, channels", [("resnet18", 3, 256), ("resnet50", 4, 2048)])
 def test_the_head_reads_what_the_last_block_writes(backbone, layers, channels):
     with torch.device("meta"):
         net = DeepLabV2(3, backbone, layers=layers)
