@@ -34,7 +34,8 @@ TESTS = { # of each module: the files that must see a fault in it, the quickest 
 USERS = { # the tests of what uses a module, for --again
     "edge_net": ["losses"], "losses": ["loss_registry"], "edge_iou": ["loss_registry"], "rivals": ["loss_registry"],
     "boundary_losses": ["loss_registry"], "loss_inputs": ["loss_registry"], "deeplab": ["networks", "checkpoints"],
-    "crops": ["data", "predict"], "reading": ["evaluate"], "checkpoints": ["networks"], "counts": ["report", "evaluate"],
+    "crops": ["data", "predict"], "reading": ["evaluate"], "checkpoints": ["networks"],
+    "counts": ["report", "evaluate"],
     "boundary_iou": ["evaluate"], "structure": ["evaluate"], "metrics": ["evaluate", "extending"],
     "intervals": ["evaluate", "study"], "evaluation": ["report"], "optimise": ["run"], "settings": ["trainer"],
 }
