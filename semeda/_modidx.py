@@ -912,6 +912,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'semeda.study.collect.unpack': ('study_collect.html#unpack', 'semeda/study/collect.py')},
             'semeda.study.gains': { 'semeda.study.gains.Target': ('study_gains.html#target', 'semeda/study/gains.py'),
                                     'semeda.study.gains._mean_pieces': ('study_gains.html#_mean_pieces', 'semeda/study/gains.py'),
+                                    'semeda.study.gains._number': ('study_gains.html#_number', 'semeda/study/gains.py'),
                                     'semeda.study.gains._pairs_text': ('study_gains.html#_pairs_text', 'semeda/study/gains.py'),
                                     'semeda.study.gains._point': ('study_gains.html#_point', 'semeda/study/gains.py'),
                                     'semeda.study.gains._score_text': ('study_gains.html#_score_text', 'semeda/study/gains.py'),

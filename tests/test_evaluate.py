@@ -82,6 +82,12 @@ def rows_of(out):
         return list(csv.DictReader(file))
 
 
+def test_columns_of_images(folders, tmp_path):
+    quiet(*folders, 3, tmp_path / "out")
+    columns = ["name", "miou", "boundary_miou_width_1", "boundary_miou_width_5", "excess_holes", "excess_fragments"]
+    assert list(rows_of(tmp_path / "out")[0]) == columns
+
+
 def quiet(*args, **kwargs):
     return evaluate_folders(*args, progress=None, **kwargs)
 

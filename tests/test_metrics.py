@@ -14,6 +14,7 @@ from benchmarks import trimap as benchmark
 from semeda.core import InputError
 from semeda.counts import void_pixels
 from semeda.edges import edge_map
+from semeda.intervals import paired_mean
 from semeda.metrics import (
     METRICS,
     BoundaryIoU,
@@ -444,6 +445,16 @@ def test_bootstrap_is_resampling_images():
     torch.testing.assert_close(torch.stack([low, high]), ends)
 
 
+def test_paired_mean_is_that_of_the_differences():
+    a, b = [1., 4., 10., 2.], [2.5, 3., 11., 7.]
+    picked = torch.randint(4, (60, 4), generator=torch.Generator().manual_seed(2))
+    draws = torch.tensor([1.5, -1., 1., 5.], dtype=torch.double)[picked].mean(dim=1)
+    mean, low, high = paired_mean(a, b, resamples=60, level=.9, seed=2)
+    assert mean == 1.625
+    ends = draws.quantile(torch.tensor([.05, .95], dtype=torch.double))
+    torch.testing.assert_close(torch.stack([low, high]), ends)
+
+
 # The registry
 
 class Number(Metric):
@@ -473,6 +484,9 @@ def test_a_registered_metric_is_in_a_run_and_in_tables(number):
     for metric in metrics.values():
         metric.update(*tensors(*draw(0, 8, 8, 2)))
     entries = metric_entries({name: m.compute() for name, m in metrics.items()}, list("abcd"))
+    own = dict(number=dict(by_class=torch.ones(4), table=torch.ones(4, 2), of_all=torch.tensor(3.)))
+    expected = dict(by_class=dict.fromkeys("abcd", 1.), table=[[1., 1.]] * 4, of_all=3.)
+    assert metric_entries(own, list("abcd")) == expected
     assert entries["number"] == 64 and history_values(entries)["val_number"] == 64
     assert list(entries)[:6] == "miou iou absent_classes widths boundary_miou non_boundary_miou".split()
     assert score_rows(entries)[-1] == ["pixels seen", "64", ""]

@@ -230,12 +230,16 @@ def _sentence(groups, why, found, score):
     if not found:
         return ""
     (row, difference), baseline = found, groups.label(groups.baseline())
-    over = f"over {difference.pairs} pairs of runs in {difference.groups} groups"
+    over = f"over {_number(difference.pairs, 'pair')} of runs in {_number(difference.groups, 'group')}"
     figures = f"{difference_text(difference, score)} in {score.label} against {baseline}, {over}"
     if score.better * difference.mean <= 0:
         return f"{why}: **{baseline}** itself; the next is {groups.label(row)}, {figures}."
     shown = difference.low is not None and difference.low * difference.high > 0
     return f"{why}: **{groups.label(row)}**, {figures}{'' if shown else '; no gain is shown yet'}."
+
+def _number(count, noun):
+    "A count in words, such as 2 pairs"
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 # %% ../../nbs/76_study_gains.ipynb #fd163938
 def by_group(
