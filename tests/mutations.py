@@ -47,16 +47,10 @@ REASONS = { # of a line as it was changed -> why it may live
         "how many images are done at a time: time and memory, no value",
     "errors = (of_class - p[classes]).abs().masked_fill(labels == void, - 2.0) # void comes last and counts nothing":
         "any negative error sorts last and is cut off",
-    "if _just_checked[0]() is not labels or _just_checked[ 0] != asked:":
-        "whether labels are looked at twice: time, no value",
-    "if labels.dtype in (torch.uint16, torch.uint32, torch.uint64) or (void != 0 and labels.dtype == torch.uint8):":
-        "uint8 labels are copied to int64 where that was not needed: time, no value",
     "if style is \"caffe\":":
         "Python keeps one copy of such a word",
     "return f\"backbone.layer{int(unit[1]) - 1}.{int(unit[2]) - 1}.{conv if unit[4] >= 'conv' else norm}.{unit[5]}\"":
         "the layout's units are conv and bn, and bn sorts before",
-    "if weight is None or variance is None or weight.dim() < 4 or weight.shape[1] != 3:":
-        "kernels of five dimensions do not fit the network and are refused by their shape",
     "draws = [scores_of((w @ flat).view(-1, *counts.shape[1:])) for w in weights.split( 251)]":
         "how many draws are done at a time: time and memory, no value",
 }

@@ -219,6 +219,15 @@ def test_a_public_checkpoint_computes_what_it_did(tmp_path):
         assert ((net(x) - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
+def test_a_kernel_of_five_dimensions_is_told(tmp_path, nets):
+    state = nets["torchvision"].state_dict()
+    state |= {"backbone.conv1.weight": state["backbone.conv1.weight"][..., None],
+              "backbone.bn1.running_var": state["backbone.bn1.running_var"] + 1}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(InputError, match="w.pth"):
+        init_weights(nets["torchvision"], tmp_path / "w.pth")
+
+
 def keys_of(layout):
     "The keys of a layout, in the order of `random_state`"
     key, head = LAYOUTS[layout]

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import semeda.loss_inputs as semeda_inputs
 from semeda.boundary_losses import active_boundary, boundary_dou, boundary_f1, boundary_iou_loss, signed_distance
 from semeda.core import InputError
 from semeda.edge_net import EdgeNet, one_hot
@@ -326,3 +327,13 @@ def test_an_edge_net_of_nan_is_refused():
     net.conv2.bias[3] = float("nan")
     with pytest.raises(InputError, match="edge net has weights that are not finite"):
         FrozenEdgeNet(net)
+
+
+def test_labels_are_looked_at_once_a_batch_and_bytes_stay_bytes(monkeypatch):
+    seen = []
+    monkeypatch.setattr(semeda_inputs, "check_labels", lambda *args: seen.append(args))
+    logits, labels = torch.randn(1, 4, 6, 6), torch.ones(1, 6, 6, dtype=torch.uint8)
+    assert all(checked(logits, labels)[1].dtype == torch.uint8 for _ in range(3)) and len(seen) == 1
+    labels[0, 0, 0] = 2
+    checked(logits, labels)
+    assert len(seen) == 2
