@@ -8,15 +8,25 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from semeda.loss_registry import build_loss
+from semeda.loss_registry import LOSSES, build_loss
 from tests.conftest import ROOT
 
 RECIPES = dict(smp="segmentation_models_pytorch", torchvision="torchvision", lightning="lightning", loop="torch",
                add_a_loss="torch", huggingface="transformers")
 
 
+@pytest.fixture
+def registered():
+    "What a page registers is gone after it"
+    before = dict(LOSSES)
+    yield
+    for name in set(LOSSES) - set(before):
+        LOSSES.pop(name)
+    assert dict(LOSSES) == before
+
+
 @pytest.mark.parametrize("page", RECIPES)
-def test_recipe(page, capsys):
+def test_recipe(page, capsys, registered):
     if importlib.util.find_spec(RECIPES[page]) is None:
         pytest.skip(f"{RECIPES[page]} is not installed; pip install 'semeda[recipes]' brings it")
     cells = json.loads((ROOT / "nbs" / "howto" / f"{page}.ipynb").read_text())["cells"]
