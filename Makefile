@@ -15,9 +15,10 @@ export PYDEVD_DISABLE_FILE_VALIDATION = 1
 install:
 	@.ci/install
 
-# two threads on any machine, so that the digits are the same, and no spinning where they wait for one another;
-# the messages are progress and errors of the notebook, without ipykernel's remark on local sockets
+# two threads on any machine, so that the digits are the same, and no spinning where they wait for one another: the two
+# trainings share two cores; the messages are progress and errors of the notebook, without ipykernel's remark on sockets
 DEMO = runs/demo
+DEMO_LOSSES = ppce semeda
 PAPERMILL = OMP_WAIT_POLICY=PASSIVE papermill --log-output --log-level WARNING --no-progress-bar
 QUIET = 2>&1 | sed -u '/IPKernelApp/d'
 # a report shows results without code, and without the cells that say how the notebook is used
@@ -26,16 +27,18 @@ REPORT = jupyter nbconvert --log-level WARN --to html --template classic --no-in
 
 demo: install
 	@rm -rf $(DEMO)/scenes-*; mkdir -p $(DEMO)
-	@for loss in ppce semeda; do \
-	  echo "training with $$loss"; \
-	  OMP_NUM_THREADS=2 $(PAPERMILL) nbs/train.ipynb $(DEMO)/train-$$loss.ipynb -p loss $$loss -p runs "$(CURDIR)/$(DEMO)" $(QUIET); \
-	done
+	@echo "training with $(DEMO_LOSSES), at the same time"
+	@$(MAKE) --no-print-directory -j2 $(DEMO_LOSSES:%=demo-%)
 	@echo "comparing"
 	@OMP_NUM_THREADS=2 $(PAPERMILL) nbs/compare.ipynb $(DEMO)/compare.ipynb \
 	  -p run_folders "$(CURDIR)/$(DEMO)/scenes-ppce-s0,$(CURDIR)/$(DEMO)/scenes-semeda-s0" $(QUIET)
 	@cp $(DEMO)/compare.ipynb "$(DEMO)/PPCE and SEMEDA on scenes.ipynb" # the name is the report's title
 	@$(REPORT) --output report "$(DEMO)/PPCE and SEMEDA on scenes.ipynb"
 	@echo; cat $(DEMO)/comparison.md; echo; echo "report: $(CURDIR)/$(DEMO)/report.html"
+
+demo-%:
+	@OMP_NUM_THREADS=2 $(PAPERMILL) nbs/train.ipynb $(DEMO)/train-$*.ipynb -p loss $* -p runs "$(CURDIR)/$(DEMO)" $(QUIET) \
+	  | sed -u 's/^./$*: &/'
 
 # the paper's figures from the runs of make demo, each in a process of its own, with one thread
 figures: install

@@ -4,8 +4,6 @@ import pytest
 from semeda.core import InputError
 from semeda.loggers import Loggers, logger_names
 from semeda.trainer import Run
-from tests.conftest import ROOT
-from tests.test_notebooks import papermill
 from tests.test_run import SMALL, few_scenes, train_run  # noqa: F401, a fixture
 
 WHY = "is not installed: pip install 'semeda[loggers]'"
@@ -47,19 +45,6 @@ def test_wandb(tmp_path, monkeypatch):
     [kept] = (run.folder / "wandb").glob("offline-run-*/*.wandb")
     assert b"val_miou" in kept.read_bytes() and b"final_val_miou" in kept.read_bytes()
     assert len(list(kept.parent.glob("files/media/images/line_*.png"))) == 1
-
-
-def test_the_notebook_logs_its_figures(tmp_path):
-    pytest.importorskip("tensorboard", reason=f"tensorboard {WHY}")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    given = dict(SMALL, loss="ppce", runs=tmp_path, name="run", logger="tensorboard")
-    parameters = [word for name, value in given.items() for word in ("-p", name, value)]
-    done = papermill(ROOT / "nbs" / "train.ipynb", tmp_path / "done.ipynb", *parameters, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
-    events.Reload()
-    assert events.Tags()["images"] == ["history", "overlays", "trimap"]
-    assert len(events.Scalars("loss")) == 4 and len(events.Scalars("final_val_miou")) == 1
 
 
 def test_what_is_not_installed(monkeypatch):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +165,9 @@ def test_a_row_decides_about_what_the_notebooks_defaults_set():
 
 
 def test_papermill_from_any_folder_without_an_output_path(tmp_path):
-    done = papermill(ROOT / "nbs" / "train.ipynb", "-p", "loss", "semeda", *QUICK, cwd=tmp_path, pipe=True)
+    loggers = "csv,tensorboard" if find_spec("tensorboard") else "csv"
+    given = ["-p", "loss", "semeda", "-p", "logger", loggers, *QUICK]
+    done = papermill(ROOT / "nbs" / "train.ipynb", *given, cwd=tmp_path, pipe=True)
     assert done.returncode == 0, done.stderr[-2000:]
     printed = json.loads(done.stdout)
     assert not any(o["output_type"] == "error" for c in printed["cells"] for o in c.get("outputs", []))
@@ -173,6 +176,8 @@ def test_papermill_from_any_folder_without_an_output_path(tmp_path):
     figures = {f"figures/{name}.{ext}" for name in drawn for ext in ("png", "json")}
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert files >= {"config.json", "metrics.json", "history.csv", "checkpoint.pt"} | figures
+    if "tensorboard" in loggers:
+        check_events(folder / "tensorboard")
     small = dict(iterations=2, batch_size=2, val_every=0, runs=str(tmp_path / "runs"))
     train(progress=None, loss="ppce", name="<b>other", **small)
     both = f"{tmp_path}/runs/<b>other,{tmp_path}/runs/scenes-semeda-s0"
@@ -180,6 +185,15 @@ def test_papermill_from_any_folder_without_an_output_path(tmp_path):
     compared = papermill(compare, tmp_path / "compared.ipynb", "-p", "run_folders", both, cwd=tmp_path)
     assert compared.returncode == 0, compared.stderr[-2000:]
     check_comparison(tmp_path / "runs", json.loads((tmp_path / "compared.ipynb").read_text()))
+
+
+def check_events(folder):
+    "The notebook's figures and the run's scores in TensorBoard"
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert events.Tags()["images"] == ["history", "overlays", "trimap"]
+    assert [event.step for event in events.Scalars("loss")] == [2] and len(events.Scalars("final_val_miou")) == 1
 
 
 def check_comparison(runs, notebook):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,11 @@ def two_processes(root):
     run_setup.load_data = spoilt_for_one
     try: train(root, "spoilt", **two)
     except InputError as e: (root / f"told-{rank}.txt").write_text(f"{e} {trainer.is_reporting_process(e)}")
+    run_setup.load_data = load
+    trainer.time.sleep = lambda seconds: None # in which torchrun would end the others
+    command = [f"--{name}={value}" for name, value in arguments(root / "broken", "bad", **two).items()]
+    with open(root / f"stderr-{rank}.txt", "w") as lines, redirect_stderr(lines):
+        assert main(command) == 2
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +126,9 @@ def root(tmp_path_factory):
     stopped(root, "one-two")
     for loss in LOSSES:
         train(root, f"{loss}-1", loss=loss, iterations=2)
+    shutil.copytree(root / "camvid", root / "broken" / "camvid")
+    path = root / "broken" / "camvid" / "train" / "0001.png"
+    path.write_bytes(path.read_bytes()[:-200])
     done = run(sys.executable, __file__, root)
     assert done.returncode == 0, done.stderr
     train(root, "two-one", checkpoint_every=2, resume=True)
@@ -181,14 +190,11 @@ def test_what_one_process_cannot_read_stops_both(root):
     assert not (root / "runs" / "spoilt").exists()
 
 
-def test_bad_input_is_told_once(root, tmp_path):
-    shutil.copytree(root / "camvid", tmp_path / "camvid")
-    path = tmp_path / "camvid" / "train" / "0001.png"
-    path.write_bytes(path.read_bytes()[:-200])
-    status, _, err = torchrun(**arguments(tmp_path, "bad"))
-    assert status != 0 and not (tmp_path / "runs").exists()
-    [line] = [line for line in err.splitlines() if line.startswith("semeda-train: ")]
+def test_bad_input_is_told_once(root):
+    told = "".join((root / f"stderr-{rank}.txt").read_text() for rank in (0, 1))
+    [line] = [line for line in told.splitlines() if line.startswith("semeda-train: ")]
     assert "train/0001.png cannot be decoded" in line
+    assert not (root / "broken" / "runs").exists()
 
 
 @pytest.mark.parametrize("rank, lines", [("0", 1), ("1", 0)])

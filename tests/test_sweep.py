@@ -107,10 +107,12 @@ def test_a_run_that_diverged_is_not_run_again_and_is_a_result(diverged):
 
 
 def test_a_figure_without_its_baseline_is_refused(diverged):
-    command = snakemake(diverged[0], "--dry-run", rows=["diverges", "table1_01"])
+    folder = diverged[0]
+    command = snakemake(folder, "--dry-run", rows=["diverges", "table1_01"])
     command = ["figure5" if part == "table1" else part for part in command]
+    before = snapshot(folder / "runs")
     done = run(*command)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.returncode == 2 and snapshot(folder / "runs") == before and "Traceback" not in done.stderr
     assert "snakemake: figure5 compares with runs/tiny/diverges-s0, which has diverged" in done.stderr
 
 
