@@ -15,18 +15,20 @@ from pathlib import Path
 from typing import Any, Callable
 
 import torch
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 # %% ../nbs/47_run_setup.ipynb #18207304
 from .checkpoints import init_weights, weights_line
 from .config import image_size_of, resolve
-from .core import InputError, probe_folder, progress_bar, provenance, weights_hash, write_json
-from .data import load_data
+from .core import BAR, InputError, probe_folder, progress_bar, provenance, weights_hash, write_json
+from .data import TrainingCrops, load_data
 from .edge_net import SHIPPED, cached_edge_net, edge_f1, load_edge_net, shipped_edge_net
 from .launchers import SharedError, launch, run_on_all_ranks
 from .loggers import Loggers, logger_names
 from .loss_registry import build_loss, has_edge_head, loss_terms, needs_edge_net
 from .networks import build_network
+from .optimise import parameter_groups, sync_batch_norm
 from semeda.run import (
     FILES,
     GOES_ON,
@@ -267,8 +269,44 @@ class _RunCheckpoints(_RunRecord):
         "Write history.csv and checkpoint.pt after a step"
         run_on_all_ranks(self.fabric, partial(self._write_state, step))
 
+# %% ../nbs/47_run_setup.ipynb #cc17a2d6
+def _unchanged(module):
+    "In place of torch.compile"
+    return module
+
+class _RunTraining(_RunCheckpoints):
+    "What the loop needs"
+    def _set_up(self):
+        "Optimiser, and network and loss as they are trained"
+        config, fabric = self.config, self.fabric
+        if fabric.world_size > 1:
+            sync_batch_norm(self.net, fabric.device.type)
+        groups = parameter_groups(self.net, config.lr, config.lr * config.head_lr_factor)
+        self.optimizer = torch.optim.SGD(
+            groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+        compiled = partial(torch.compile, mode=config.compile) if config.compile else _unchanged
+        self._wrapped_net, self._wrapped_optimizer = fabric.setup(compiled(self.net), self.optimizer)
+        self._loss_of = compiled(self.loss)
+
+    def _loader(self, start):
+        "This process' crops from a step on"
+        config, rank, world = self.config, self.fabric.global_rank, self.fabric.world_size
+        scale = (config.scale_min, config.scale_max)
+        count = config.iterations * config.batch_size
+        crops = TrainingCrops(self.train_data, count, config.crop, scale, config.seed, config.style)
+        mine = Subset(crops, range(start * config.batch_size + rank, count, world))
+        loader = DataLoader(mine, config.batch_size // world, num_workers=config.workers)
+        return self.fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+
+    def _bar(self, start):
+        "The progress bar, from a step on"
+        if self.fabric.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        progress = self.progress or partial(tqdm, disable=True)
+        return progress(total=self.config.iterations, initial=start, desc="train", **BAR)
+
 # %% ../nbs/47_run_setup.ipynb #8b35447f
-class RunSetup(_RunCheckpoints):
+class RunSetup(_RunTraining):
     "A run up to its loop: what it reads, the folder it writes, and how it goes on"
     def load(self, name: str = "checkpoint.pt") -> int: # Steps done
         "Go on from a checkpoint, if there is one"

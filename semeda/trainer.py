@@ -19,18 +19,16 @@ from typing import Any, Callable
 import numpy as np
 import torch
 from torch import Tensor, distributed
-from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 # %% ../nbs/48_trainer.ipynb #a583a8dc
 from .config import Config, help_of, image_size_of, resolve
-from .core import BAR, Arguments, InputError, one_line, weights_hash, write_json
-from .data import TrainingCrops
+from .core import Arguments, InputError, one_line, weights_hash, write_json
 from .launchers import is_reporting_process, run_on_all_ranks
 from .loggers import Loggers, logger_names
 from .loss_registry import advance_loss, loss_across_processes, loss_terms
 from .metrics import build_metrics, history_values, metric_entries
-from .optimise import RunningMeans, Timer, parameter_groups, poly_decay, sync_batch_norm
+from .optimise import RunningMeans, Timer, poly_decay
 from .run import finished_metrics, read_metrics, read_record, run_folder, unlock_run
 from .run_setup import RunSetup
 from .segment import predict_image
@@ -38,8 +36,9 @@ from .settings import read_settings
 
 # %% ../nbs/48_trainer.ipynb #b27e34f5
 from .config import MAY_DIFFER, PRESETS  # noqa: F401
-from .core import provenance  # noqa: F401
+from .core import BAR, provenance  # noqa: F401
 from .launchers import SharedError  # noqa: F401
+from .optimise import sync_batch_norm  # noqa: F401
 from .run import runs_folder  # noqa: F401
 from .settings import notebook_parameters  # noqa: F401
 
@@ -47,44 +46,8 @@ from .settings import notebook_parameters  # noqa: F401
 _all_ = ["PRESETS", "MAY_DIFFER", "Config", "resolve", "notebook_parameters", "runs_folder", "provenance",
          "write_json", "BAR", "SharedError", "sync_batch_norm"]
 
-# %% ../nbs/48_trainer.ipynb #823fecbd
-def _unchanged(module):
-    "In place of torch.compile"
-    return module
-
-class _RunStep(RunSetup):
-    "What the loop needs"
-    def _set_up(self):
-        "Optimiser, and network and loss as they are trained"
-        config, fabric = self.config, self.fabric
-        if fabric.world_size > 1:
-            sync_batch_norm(self.net, fabric.device.type)
-        groups = parameter_groups(self.net, config.lr, config.lr * config.head_lr_factor)
-        self.optimizer = torch.optim.SGD(
-            groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-        compiled = partial(torch.compile, mode=config.compile) if config.compile else _unchanged
-        self._wrapped_net, self._wrapped_optimizer = fabric.setup(compiled(self.net), self.optimizer)
-        self._loss_of = compiled(self.loss)
-
-    def _loader(self, start):
-        "This process' crops from a step on"
-        config, rank, world = self.config, self.fabric.global_rank, self.fabric.world_size
-        scale = (config.scale_min, config.scale_max)
-        count = config.iterations * config.batch_size
-        crops = TrainingCrops(self.train_data, count, config.crop, scale, config.seed, config.style)
-        mine = Subset(crops, range(start * config.batch_size + rank, count, world))
-        loader = DataLoader(mine, config.batch_size // world, num_workers=config.workers)
-        return self.fabric.setup_dataloaders(loader, use_distributed_sampler=False)
-
-    def _bar(self, start):
-        "The progress bar, from a step on"
-        if self.fabric.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        progress = self.progress or partial(tqdm, disable=True)
-        return progress(total=self.config.iterations, initial=start, desc="train", **BAR)
-
 # %% ../nbs/48_trainer.ipynb #3fc150fd
-class _RunLog(_RunStep):
+class _RunLog(RunSetup):
     "What is told while it trains"
     def _log(self, step, means, bar):
         "A row of the history"
@@ -113,8 +76,8 @@ def validations_since_best(
     return max(0, len(scores) - 1 - best)
 
 # %% ../nbs/48_trainer.ipynb #8f96fe43
-class _RunLoop(_RunLog):
-    "The loop"
+class _RunSteps(_RunLog):
+    "One step, and all that follow one another"
     def _train_on(self, images, labels, step):
         "One step; returns the loss and its terms"
         config = self.config
@@ -128,18 +91,6 @@ class _RunLoop(_RunLog):
         self._wrapped_optimizer.step()
         self._wrapped_optimizer.zero_grad()
         return dict(loss=loss.detach(), **self.loss.terms)
-
-    def fit(self):
-        "Train from the start, or from the checkpoint if `resume` is set"
-        if self.finished:
-            self.load()
-            return
-        with self._locked():
-            self._set_up()
-            if self.fabric.is_global_zero:
-                self.loggers = Loggers(logger_names(self.config.logger), self.folder, self.record["config"])
-            start = self.load() if self.config.resume and not self.config.overwrite else 0
-            self._train_from(start)
 
     def _train_from(self, start):
         "The steps after a step"
@@ -160,6 +111,21 @@ class _RunLoop(_RunLog):
                     if enough:
                         break
                 bar.update()
+
+# %% ../nbs/48_trainer.ipynb #cd640479
+class _RunLoop(_RunSteps):
+    "The loop"
+    def fit(self):
+        "Train from the start, or from the checkpoint if `resume` is set"
+        if self.finished:
+            self.load()
+            return
+        with self._locked():
+            self._set_up()
+            if self.fabric.is_global_zero:
+                self.loggers = Loggers(logger_names(self.config.logger), self.folder, self.record["config"])
+            start = self.load() if self.config.resume and not self.config.overwrite else 0
+            self._train_from(start)
 
 # %% ../nbs/48_trainer.ipynb #5796a2a0
 def _process_memory():
