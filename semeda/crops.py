@@ -7,20 +7,19 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'CAFFE_MEAN', 'LARGEST_CROP', 'Rando
            'epoch_order', 'TrainingCrops']
 
 # %% ../nbs/21_crops.ipynb #a7b1c5e2
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from .core import InputError, finite, known
 from .reading import VOID, SegmentationData
 
 # %% ../nbs/21_crops.ipynb #eb984e11
-class RandomScale(v2.Transform):
+class RandomScale(nn.Module):
     "Resize image and mask by a common random factor"
     def __init__(self,
         low: float, # Smallest factor
@@ -30,15 +29,15 @@ class RandomScale(v2.Transform):
         self.low, self.high = finite("scale_min", low, .01, 64), finite("scale_max", high, .01, 64)
         if low > high: raise InputError(f"scale_min is {low}; expected at most scale_max, {high}")
 
-    def make_params(self, flat_inputs: list) -> dict[str, Any]:
-        "Draw the factor"
-        return dict(factor=self.low + (self.high - self.low) * torch.rand(()).item())
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        "Resize one image or mask"
-        height, width = inpt.shape[-2:]
-        size = [max(1, round(n * params["factor"])) for n in (height, width)]
-        return v2.functional.resize(inpt, size, antialias=True)
+    def forward(self,
+        image: Tensor, # A `tv_tensors.Image`
+        mask: Tensor, # A `tv_tensors.Mask` of the same size
+    ) -> tuple[Tensor, Tensor]: # Both, resized
+        "Draw a factor and resize both"
+        from torchvision.transforms.v2.functional import resize
+        factor = self.low + (self.high - self.low) * torch.rand(()).item()
+        size = [max(1, round(n * factor)) for n in image.shape[-2:]]
+        return resize(image, size, antialias=True), resize(mask, size, antialias=True)
 
 # %% ../nbs/21_crops.ipynb #95f10523
 IMAGENET_MEAN, IMAGENET_STD = (.485, .456, .406), (.229, .224, .225)
@@ -50,12 +49,13 @@ def normalise(
     style: str = "torchvision", # "torchvision": RGB, 0-1, mean and std; "caffe": BGR, 0-255, mean only
 ) -> Any: # float32 image, and the label if one was given
     "Scale an image as the weights of a style expect it"
+    from torchvision.transforms.v2 import functional
     if style == "caffe":
-        image = v2.functional.to_dtype(image.flip(-3), torch.float32)
-        image = v2.functional.normalize(image, list(CAFFE_MEAN), [1., 1., 1.])
+        image = functional.to_dtype(image.flip(-3), torch.float32)
+        image = functional.normalize(image, list(CAFFE_MEAN), [1., 1., 1.])
     else:
-        image = v2.functional.to_dtype(image, torch.float32, scale=True)
-        image = v2.functional.normalize(image, list(IMAGENET_MEAN), list(IMAGENET_STD))
+        image = functional.to_dtype(image, torch.float32, scale=True)
+        image = functional.normalize(image, list(IMAGENET_MEAN), list(IMAGENET_STD))
     image = image.as_subclass(Tensor)
     return image if label is None else (image, label.as_subclass(Tensor).long())
 
@@ -66,8 +66,10 @@ def training_transform(
     crop: int, # Side of the crop in pixels
     scale: tuple[float, float] = (.5, 1.5), # Range of the random scale
     style: str = "torchvision", # See `normalise`
-) -> v2.Transform: # Of a `tv_tensors.Image` and a `tv_tensors.Mask`
+) -> Callable: # Of a `tv_tensors.Image` and a `tv_tensors.Mask`
     "Random scale, mirror and crop; the image becomes normalised float32"
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
     finite("crop", crop, 1, LARGEST_CROP)
     known("style", style, ("torchvision", "caffe"))
     mean = tuple(round(255 * m) for m in IMAGENET_MEAN)
@@ -108,6 +110,7 @@ class TrainingCrops(Dataset):
 
     def __getitem__(self, k: int) -> tuple[Tensor, Tensor]:
         "Image float32 (3, crop, crop) and labels int64 (crop, crop)"
+        from torchvision import tv_tensors
         epoch, position = divmod(k, len(self.data))
         i = int(epoch_order(len(self.data), self.seed, epoch)[position])
         image, label = tv_tensors.Image(self.data.images[i]), tv_tensors.Mask(self.data.labels[i])

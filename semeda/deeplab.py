@@ -7,13 +7,15 @@ __all__ = ['BACKBONES', 'STYLES', 'BATCH_NORM', 'dilate', 'caffe_strides', 'resn
 
 # %% ../nbs/04_deeplab.ipynb #e7b81b25
 from collections import OrderedDict
-from typing import Iterator
+from typing import TYPE_CHECKING, Iterator
 
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 from .core import InputError, known
+
+if TYPE_CHECKING:
+    from torchvision.models import ResNet
 
 # %% ../nbs/04_deeplab.ipynb #6ceff464
 def dilate(
@@ -32,7 +34,7 @@ def dilate(
 
 # %% ../nbs/04_deeplab.ipynb #f90aa32c
 def caffe_strides(
-    net: torchvision.models.ResNet, # With bottleneck blocks: ResNet-50 or larger
+    net: "ResNet", # With bottleneck blocks: ResNet-50 or larger
 ):
     "Move each block's stride from the 3x3 to the first 1x1 convolution and let the pooling round up, in place"
     for layer in (net.layer2, net.layer3, net.layer4):
@@ -66,7 +68,8 @@ def resnet(
 ) -> nn.Sequential: # (B, 3, H, W) -> (B, channels, H/stride, W/stride)
     "A torchvision ResNet without its classifier, at the given output stride"
     _check_resnet(name, output_stride, layers, style)
-    net = getattr(torchvision.models, name)(weights=None)
+    from torchvision import models
+    net = getattr(models, name)(weights=None)
     if style == "caffe":
         caffe_strides(net)
     stride, dilation = 4, 1

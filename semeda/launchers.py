@@ -12,14 +12,15 @@ import sys
 import threading
 import time
 from contextlib import nullcontext
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from .core import InputError, one_line
+
+if TYPE_CHECKING: # its import takes seconds, which a command that only checks its arguments need not wait for
+    from lightning_fabric import Fabric
 
 # %% ../nbs/41_launchers.ipynb #ec2cfcce
 def _environment_number(name):
@@ -80,7 +81,7 @@ class SharedError(InputError):
 
 # %% ../nbs/41_launchers.ipynb #bd1f8a13
 def run_on_all_ranks(
-    fabric: Fabric, # With its processes running
+    fabric: "Fabric", # With its processes running
     work: Callable[[], Any], # What each process does
     rank_zero_first: bool = False, # Let the others wait for the first
 ) -> Any: # What `work` returned here
@@ -130,7 +131,7 @@ def end_with_main_process(
 # %% ../nbs/41_launchers.ipynb #816a4ea3
 def launch(
     config: Any, # With the parameters of a run, see `Config`
-) -> Fabric:
+) -> "Fabric":
     "Lightning Fabric with its processes running"
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is 'cuda' but this torch finds no GPU; expected cpu or auto")
@@ -140,6 +141,8 @@ def launch(
             f"!torchrun --nproc-per-node {config.devices} -m semeda.trainer ...")
     if not distributed.is_torchelastic_launched(): # which ends them itself
         end_with_main_process()
+    from lightning_fabric import Fabric
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
     by_fabric_run = "LT_CLI_USED" in os.environ # it has set its own devices and num_nodes
     world = {} if by_fabric_run else dict(devices=config.devices, num_nodes=config.num_nodes)
     try:

@@ -10,8 +10,6 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric.loggers import Logger, TensorBoardLogger
-
 from .core import InputError, known, one_line
 
 # %% ../nbs/42_loggers.ipynb #99817f94
@@ -28,8 +26,8 @@ def logger_names(
     return [name for name in dict.fromkeys(names) if name != "csv"]
 
 # %% ../nbs/42_loggers.ipynb #e93f7da4
-class WandbLogger(Logger):
-    "Fabric's interface to Weights & Biases"
+class WandbLogger:
+    "Weights & Biases with the methods of Fabric's loggers"
     def __init__(self,
         folder: Path, # Of the run
     ):
@@ -68,6 +66,7 @@ class Loggers:
     ):
         self.loggers: list[Any] = []
         if "tensorboard" in names:
+            from lightning_fabric.loggers import TensorBoardLogger
             self.loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
         if "wandb" in names:
             self.loggers.append(WandbLogger(folder))

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Callable, Iterator
 
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 from .core import InputError, Registry, known, load_object, one_line
@@ -96,6 +95,7 @@ def _smp_network(name, num_classes, backbone="resnet18", batch_norm="trained"):
 # %% ../nbs/26_networks.ipynb #0274a839
 def _torchvision_network(name, num_classes, batch_norm="trained"):
     "A network of torchvision"
+    import torchvision
     kinds = torchvision.models.list_models(torchvision.models.segmentation)
     known("network", name, [f"torchvision.{kind}" for kind in kinds])
     settings = dict(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=False)

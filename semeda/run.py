@@ -28,7 +28,6 @@ from .checkpoints import read_checkpoint
 from .config import MAY_DIFFER, Config
 from .core import Digest, InputError, one_line, read_json, replacing
 from .loss_registry import TERMS, loss_slug
-from .metrics import history_columns
 
 # %% ../nbs/46_run.ipynb #35f4910a
 def runs_folder(
@@ -246,6 +245,7 @@ def write_history(
     terms: tuple[str, ...] = TERMS, # Names of the loss's terms
 ):
     "Write history.csv"
+    from semeda.metrics import history_columns # which imports torchmetrics, for seconds
     columns = ["step", "lr", "loss", *terms, *history_columns()]
     with replacing(path) as part, open(part, "w", newline="") as file:
         writer = csv.DictWriter(file, columns)

@@ -8,7 +8,7 @@ __all__ = ['VOC_CLASSES', 'VOC_VOID_COLOUR', 'Pairs', 'TRAIN_AUG_LISTS', 'read_s
 
 # %% ../nbs/23_torchvision_data.ipynb #85be4989
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets import Cityscapes, SBDataset, VOCSegmentation
 
 from .core import InputError, known, one_line, some
 from semeda.reading import (
@@ -95,6 +94,7 @@ def _pairs_of(found: Any) -> Pairs:
 
 def _voc_and_sbd(split: str, root: Path, download: bool) -> Pairs:
     "train_aug or val from VOCdevkit/ and sbd/"
+    from torchvision.datasets import SBDataset, VOCSegmentation
     voc = {}
     for part in SPLITS:
         make = partial(VOCSegmentation, root, image_set=part, download=download)
@@ -155,7 +155,11 @@ def voc_aug(
     return _split_on_disk("voc_aug", ordered, _read_voc_label, size, VOC_CLASSES, voc_palette(21), names)
 
 # %% ../nbs/23_torchvision_data.ipynb #61ebb7ef
-_CITYSCAPES = sorted((c for c in Cityscapes.classes if c.train_id not in (-1, 255)), key=lambda c: c.train_id)
+@cache
+def _cityscapes_classes():
+    "torchvision's records of the 19 classes, by train id"
+    from torchvision.datasets import Cityscapes
+    return sorted((c for c in Cityscapes.classes if c.train_id not in (-1, 255)), key=lambda c: c.train_id)
 
 def read_cityscapes_label(
     path: str | Path, # A `*_labelIds.png`
@@ -177,12 +181,13 @@ def cityscapes(
     size: tuple[int, int] | None = None, # Width and height to resize to; None: 2048x1024 as stored
 ) -> SegmentationData:
     "Cityscapes with its 19 train ids"
+    from torchvision.datasets import Cityscapes
     known("split", split, SPLITS)
     make = partial(Cityscapes, root, split=split, mode="fine", target_type="semantic")
     found = _found_by_torchvision(make, f"Cityscapes {split}", root)
     if not len(found):
         raise InputError(f"folder {Path(root)/'leftImg8bit'/split} has no images; expected Cityscapes {split}")
     pairs = sorted((Path(image), Path(targets[0])) for image, targets in zip(found.images, found.targets))
-    classes, colours = [c.name for c in _CITYSCAPES], [c.color for c in _CITYSCAPES]
+    classes, colours = zip(*((c.name, c.color) for c in _cityscapes_classes()))
     names = [image.stem.removesuffix("_leftImg8bit") for image, _ in pairs]
     return _split_on_disk("cityscapes", pairs, read_cityscapes_label, size, classes, colours, names)

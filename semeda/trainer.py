@@ -27,7 +27,6 @@ from .core import Arguments, InputError, one_line, weights_hash, write_json
 from .launchers import is_reporting_process, run_on_all_ranks
 from .loggers import Loggers, logger_names
 from .loss_registry import advance_loss, loss_across_processes, loss_terms
-from .metrics import build_metrics, history_values, metric_entries
 from .optimise import RunningMeans, Timer, poly_decay
 from .run import finished_metrics, read_metrics, read_record, run_folder, unlock_run
 from .run_setup import RunSetup
@@ -148,6 +147,7 @@ class _RunScores(_RunLoop):
 
     def _measure(self):
         "The scores of the validation split, shared by the processes"
+        from semeda.metrics import build_metrics, metric_entries
         fabric, data, was_training = self.fabric, self.val_data, self.net.training
         metrics = build_metrics(
             in_run=True, num_classes=data.num_classes, max_width=self.config.max_width, void=self.config.void)
@@ -165,6 +165,7 @@ class _RunScores(_RunLoop):
 
     def _validate(self, step):
         "Add scores to the history, keep the best weights; returns whether patience is at its end"
+        from semeda.metrics import history_values
         entries = self._measure()
         self._measured = weights_hash(self.net), entries
         self.history[-1].update(history_values(entries))
@@ -209,6 +210,7 @@ class Run(_RunFigures):
 
     def _write_metrics(self):
         "Score the last weights and write metrics.json"
+        from semeda.metrics import history_values
         weights = weights_hash(self.net)
         measured, entries = self._measured
         if measured != weights: # else the last step has measured them

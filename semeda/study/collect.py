@@ -22,7 +22,6 @@ from torch import Tensor
 from ..config import Config, resolve
 from ..core import InputError, read_json, write_json
 from ..edge_net_files import shipped_version
-from ..evaluate import evaluate_run, load_counts
 from ..loss_registry import TABLE1
 from .plan import STUDIES, has_diverged, read_study, results_folder, studies
 
@@ -123,6 +122,7 @@ def _about(folder, out):
 # %% ../../nbs/71_study_collect.ipynb #a8d186d9
 def _measured(folder, given):
     "What a run has reached, with the counts of each image"
+    from semeda.evaluate import load_counts
     metrics = read_json(folder/"metrics.json")
     evaluation = _evaluate(folder, metrics, given)
     measured, (counts, about) = read_json(evaluation/"metrics.json"), load_counts(evaluation)
@@ -147,6 +147,7 @@ def _measured(folder, given):
 # %% ../../nbs/71_study_collect.ipynb #8247541a
 def _evaluate(folder, metrics, given):
     "The folder of a run's evaluation, which is made unless it is there"
+    from semeda.evaluate import evaluate_run
     evaluation = folder.with_name(f"{folder.name}.evaluation")
     if not _is_of(evaluation, metrics):
         changes = {key: given[key] for key in ("data_root", "init_weights") if given.get(key)}
