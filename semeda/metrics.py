@@ -227,11 +227,11 @@ def _trimap_entries(result: dict, class_names: list[str]) -> dict:
         **{f"{region}_miou": result[region].tolist() for region in regions},
         classes_in_region={region: result[f"{region}_classes"].tolist() for region in regions})
 
-METRICS.register("trimap", MetricRecord("trimap", TrimapIoU, entries=_trimap_entries, scores=(
+_TRIMAP = MetricRecord("trimap", TrimapIoU, entries=_trimap_entries, scores=(
     Score("miou", "mIoU", draws="miou", column="val_miou", image_column="miou", per_class="iou", class_label="IoU"),
     Score("boundary_miou", "boundary mIoU", over_widths=True, draws="boundary", column="val_boundary_miou",
           image_column="boundary_miou"),
-    Score("non_boundary_miou", "non-boundary mIoU", over_widths=True, draws="non_boundary"))))
+    Score("non_boundary_miou", "non-boundary mIoU", over_widths=True, draws="non_boundary")))
 
 # %% ../nbs/34_metrics.ipynb #ffe9208e
 def _boundary_entries(result: dict, class_names: list[str]) -> dict:
@@ -244,17 +244,19 @@ def _structure_entries(result: dict, class_names: list[str]) -> dict:
     scores = {k: v for k, v in result.items() if k != "absent"}
     return dict(structure={k: _by_class(v, class_names) if v.dim() else v.item() for k, v in scores.items()})
 
-METRICS.register("boundary_iou", MetricRecord("boundary_iou", BoundaryIoU, entries=_boundary_entries, in_run=False,
-    scores=(Score("boundary_iou", "Boundary IoU", note="band of 2% of the diagonal",
-                  per_class="boundary_iou_per_class", class_label="Boundary IoU"),)))
+_BOUNDARY_IOU = MetricRecord("boundary_iou", BoundaryIoU, entries=_boundary_entries, in_run=False, scores=(
+    Score("boundary_iou", "Boundary IoU", note="band of 2% of the diagonal", per_class="boundary_iou_per_class",
+          class_label="Boundary IoU"),))
 
-METRICS.register("structure", MetricRecord("structure", Structure, entries=_structure_entries, in_run=False, scores=(
+_STRUCTURE = MetricRecord("structure", Structure, entries=_structure_entries, in_run=False, scores=(
     Score("structure.excess_holes", "excess holes an image", scale=1, digits=2, mean_over_images=True,
           image_column="excess_holes", per_class="structure.excess_holes_per_class", class_label="excess holes"),
     Score("structure.excess_fragments", "excess fragments an image", scale=1, digits=2, mean_over_images=True,
           image_column="excess_fragments", per_class="structure.excess_fragments_per_class",
           class_label="excess fragments"),
-    Score("structure.small_area", "area in fragments under 20 pixels", digits=2))))
+    Score("structure.small_area", "area in fragments under 20 pixels", digits=2)))
+
+for _record in (_TRIMAP, _BOUNDARY_IOU, _STRUCTURE): METRICS.register(_record.name, _record)
 
 # %% ../nbs/34_metrics.ipynb #fddbd5c0
 def build_metrics(
