@@ -191,6 +191,19 @@ def dead_links(path: Path, site: list[Path]) -> list[str]:
     return [f"a dead link: {target}" for target in sorted(inner) if not _leads(path, target, known)]
 
 
+def dead_entries(site: list[Path], index: dict[str, dict[str, tuple]], root: Path = NOTEBOOKS) -> list[str]:
+    "Public names of nbdev's index, by module, that lead to no heading; methods are shown with their class"
+    known = {nbpath2html(page.resolve()): page.resolve() for page in site}
+    found = []
+    for module, names in index.items():
+        for name, (address, *_) in names.items():
+            own = name.removeprefix(f"{module}.")
+            public = "." not in own and not own.startswith("_")
+            if public and not _leads(root / "index.ipynb", address, known):
+                found.append(f"a dead entry in the index of names: {name} is not at {address}")
+    return found
+
+
 def pictures_without_words(path: Path) -> list[str]:
     "Pictures in the prose without an alternative text"
     text = "\n".join(texts(path))

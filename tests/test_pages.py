@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from semeda._modidx import d as nbdev_index
 from semeda._site import escaped
 from tests import pages as site
 from tests.refresh import record
@@ -20,6 +21,10 @@ def test_page(path):
 
 def test_no_two_pages_have_one_name():
     assert site.collisions(PAGES) == []
+
+
+def test_each_public_name_leads_to_its_heading():
+    assert site.dead_entries(PAGES, nbdev_index["syms"]) == []
 
 
 def test_each_source_is_cited_and_each_citation_has_its_source():
@@ -185,6 +190,15 @@ def test_links_to_pages_anchors_and_files_are_followed(project):
     (project / "nbs" / "file.svg").write_text("<svg/>")
     links = "## A heading: `x`, *y*\n\n[a](20_page.ipynb) [b](page.html#half) [c](#a-heading-x-y) [d](file.svg)"
     assert site.faults(write_page(project, *GOOD, ("table()", markdown(links)))) == []
+
+
+def test_an_index_entry_that_leads_nowhere_is_found(project):
+    path = write_page(project, *GOOD)
+    places = dict(half="page.html#half", gone="page.html#gone", _own="page.html#_own", other="other.html#other")
+    index = {"package.page": {f"package.page.{name}": (address, "file.py") for name, address in places.items()}}
+    first, second = site.dead_entries([path], index, path.parent)
+    assert first == "a dead entry in the index of names: package.page.gone is not at page.html#gone"
+    assert "package.page.other is not at other.html#other" in second
 
 
 def test_numbers_stand_beside_equations_and_columns_have_names(project):
