@@ -31,7 +31,9 @@ def test_each_source_is_cited_and_each_citation_has_its_source():
     text = "\n".join(part for path in PAGES for part in site.texts(path))
     cited = set(re.findall(r"(?<![\w.])@([a-z]+\d{4}[a-z]*)", text))
     listed = re.findall(r"^@\w+\{([\w-]+),", (site.NOTEBOOKS / "references.bib").read_text(), re.MULTILINE)
-    assert cited == set(listed) and len(listed) == len(set(listed))
+    assert [f"{key} is cited and not in references.bib" for key in cited - set(listed)] == []
+    assert [f"{key} is in references.bib and not cited" for key in set(listed) - cited] == []
+    assert len(listed) == len(set(listed))
 
 
 def stream(text, name="stdout"):
