@@ -242,7 +242,10 @@ def image_size_of(
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", config.image_size.lower())
     if not match or not (int(match[1]) and int(match[2])):
         raise InputError(f"image_size is {config.image_size!r}; expected WIDTHxHEIGHT such as 240x180, or nothing")
-    return int(match[1]), int(match[2])
+    size = int(match[1]), int(match[2])
+    if max(size) > 16384:
+        raise InputError(f"image_size is {config.image_size!r}; expected at most 16384 pixels a side")
+    return size
 
 # %% ../nbs/44_config.ipynb #a6e35809
 def _settings_of_row(row):
@@ -313,7 +316,7 @@ def _check_name(name):
     "The run folder's name must be that of one folder"
     if Path(name).name != name or name == "..":
         raise InputError(f"name is {name!r}; expected a single folder name")
-    if len(name.encode()) > 200 or not name.isprintable():
+    if not name.isprintable() or len(name.encode()) > 200:
         raise InputError(f"name is {name[:30]!r}..., {len(name)} characters; expected at most 200, all printable")
 
 # %% ../nbs/44_config.ipynb #10ff4ff6

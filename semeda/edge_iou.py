@@ -9,6 +9,7 @@ __all__ = ['REACHES', 'offsets', 'offset_pairs', 'edge_length', 'edge_iou_by_def
 import torch
 from torch import Tensor, nn
 
+from .core import InputError, finite
 from .edge_net import one_hot
 from .loss_inputs import checked
 from .losses import ppce
@@ -169,6 +170,13 @@ def edge_iou(
     return _one_minus_mean(ious, counts > 0)
 
 # %% ../nbs/05_edge_iou.ipynb #dd03e6d3
+def _checked_reaches(reaches):
+    "Lengths of offsets; raises `InputError`"
+    whole = isinstance(reaches, (tuple, list)) and all(isinstance(reach, int) for reach in reaches)
+    if not whole or not reaches or min(reaches) < 1:
+        raise InputError(f"reaches is {reaches!r}; expected lengths in pixels, such as {REACHES}")
+    return tuple(reaches)
+
 class EdgeIoULoss(nn.Module):
     "Cross-entropy, or another loss, plus the edge IoU loss"
     def __init__(self,
@@ -178,7 +186,8 @@ class EdgeIoULoss(nn.Module):
         ignore_index: int = 255, # Label of void pixels
     ):
         super().__init__()
-        self.weight, self.reaches, self.base, self.ignore_index = weight, tuple(reaches), base, ignore_index
+        self.weight, self.reaches = finite("weight", weight, low=0), _checked_reaches(reaches)
+        self.base, self.ignore_index = base, ignore_index
         self.terms: dict[str, Tensor] = {}
 
     def forward(self,

@@ -38,6 +38,7 @@ def ppce(
     "Per-pixel cross-entropy, eq. 3: mean over labelled pixels"
     logits, labels, void = checked(logits, labels, ignore_index)
     logits, target = at_least_float32(logits), labels.long()
+    _check_length(weight, logits.shape[1])
     weight = None if weight is None else weight.to(logits)
     total = F.cross_entropy(logits, target, weight, ignore_index=void, reduction="sum", label_smoothing=label_smoothing)
     labelled = labels != void
@@ -45,6 +46,12 @@ def ppce(
         return total / labelled.sum().clamp(min=1)
     counted = weight[target.clamp(0, len(weight) - 1)] * labelled
     return total / counted.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+
+# %% ../nbs/03_losses.ipynb #6d1f0c27
+def _check_length(weight, num_classes):
+    "Raise `InputError` unless there is a weight for each class"
+    if weight is not None and num_classes is not None and len(weight) != num_classes:
+        raise InputError(f"weight has {len(weight)} numbers; expected {num_classes}, one for each class")
 
 # %% ../nbs/03_losses.ipynb #d63eecc4
 def edge_ppce(
@@ -70,14 +77,18 @@ def ppce_on_edges(
     return edge_ppce(edge_logits, labels, void)
 
 # %% ../nbs/03_losses.ipynb #e1e31e94
-def _class_weight(weight):
+def _class_weight(weight, num_classes=None):
     "Class weights as a tensor, or None; raises `InputError`"
     if weight is None:
         return None
-    weight = torch.as_tensor(weight, dtype=torch.float32).clone()
-    if weight.dim() != 1 or not weight.isfinite().all() or (weight < 0).any():
-        raise InputError(f"weight is {weight.tolist()}; expected a number of at least 0 for each class")
-    return weight
+    try:
+        values = torch.as_tensor(weight, dtype=torch.float32).clone()
+    except (TypeError, ValueError, RuntimeError): # text, or lists of several lengths
+        raise InputError(f"weight is {weight!r}; expected a number of at least 0 for each class") from None
+    if values.dim() != 1 or not values.isfinite().all() or (values < 0).any():
+        raise InputError(f"weight is {values.tolist()}; expected a number of at least 0 for each class")
+    _check_length(values, num_classes)
+    return values
 
 # %% ../nbs/03_losses.ipynb #764bd7b9
 class PPCELoss(CheckedLoss):
@@ -88,9 +99,10 @@ class PPCELoss(CheckedLoss):
         label_smoothing: float = 0., # In 0..1
         check: bool = False, # Look at the labels on a GPU too
         upsample: bool = False, # Bring the logits to the size of the labels
+        num_classes: int | None = None, # C, if the length of `weight` is to be checked before the first batch
     ):
         super().__init__(ignore_index, check, upsample)
-        self.register_buffer("weight", _class_weight(weight))
+        self.register_buffer("weight", _class_weight(weight, num_classes))
         self.label_smoothing = finite("label_smoothing", label_smoothing, 0, 1)
         self.over = "pixels" if weight is None else "batch" # a mean over pixels, or not
 
@@ -162,10 +174,13 @@ CHOICES = dict(relu=("before", "after"), norm=("l1", "l2"), reduction=REDUCTIONS
 
 def _checked_lambdas(lambdas):
     "Three finite weights, none negative; raises `InputError`"
-    lambdas = tuple(map(float, lambdas))
-    if len(lambdas) != 3 or not all(0 <= weight < float("inf") for weight in lambdas):
-        raise InputError(f"lambdas is {lambdas}; expected three weights, none negative")
-    return lambdas
+    try:
+        weights = tuple(map(float, lambdas))
+    except (TypeError, ValueError):
+        raise InputError(f"lambdas is {lambdas!r}; expected three weights, none negative") from None
+    if len(weights) != 3 or not all(0 <= weight < float("inf") for weight in weights):
+        raise InputError(f"lambdas is {weights}; expected three weights, none negative")
+    return weights
 
 def _choice(name, *values):
     "The first value that is given, of those that a setting may have; raises `InputError`"
@@ -203,7 +218,7 @@ class _SemedaSettings(FrozenEdgeNet):
         self.relu = _choice("relu", relu, saved.get("relu"))
         self.norm = _choice("norm", norm, saved.get("norm"))
         self.reduction = _choice("reduction", reduction, saved.get("reduction"))
-        self.register_buffer("weight", _class_weight(weight))
+        self.register_buffer("weight", _class_weight(weight, self.num_classes))
         self.label_smoothing = finite("label_smoothing", label_smoothing, 0, 1)
         of_batch = weight is not None or self.reduction in ("relative", "per_class")
         self.over, self._first = "batch" if of_batch else "pixels", True # a mean over pixels, or not

@@ -23,7 +23,7 @@ from .checkpoints import init_weights, weights_line
 from .config import image_size_of, resolve
 from .core import BAR, InputError, probe_folder, progress_bar, provenance, weights_hash, write_json
 from .data import TrainingCrops, load_data
-from .edge_net import SHIPPED, cached_edge_net, edge_f1, load_edge_net, shipped_edge_net
+from .edge_net import SHIPPED, EdgeNet, cached_edge_net, edge_f1, load_edge_net, shipped_edge_net
 from .launchers import SharedError, launch, run_on_all_ranks
 from .loggers import Loggers, logger_names
 from .loss_registry import build_loss, has_edge_head, loss_terms, needs_edge_net
@@ -81,6 +81,8 @@ class _RunInputs:
         logger_names(config.logger)
         self._check_unused()
         self.train_data, self.val_data = self._read_split("train"), self._read_split("val")
+        if self._writes:
+            self._try_loss()
         torch.manual_seed(config.seed)
         self.net = self._build_network()
         self.init_report = self._read_initial_weights()
@@ -135,8 +137,10 @@ class _RunLoss(_RunParts):
     def _check_unused(self):
         "An Edge net and a data folder that were given must exist, even where the run does not use them"
         config = self.config
-        if config.edge_net and config.edge_net not in SHIPPED and not Path(config.edge_net).is_file():
-            raise InputError(f"edge_net is {config.edge_net!r}; expected one of {', '.join(SHIPPED)}, or a file")
+        if config.edge_net and config.edge_net not in SHIPPED:
+            if not Path(config.edge_net).is_file():
+                raise InputError(f"edge_net is {config.edge_net!r}; expected one of {', '.join(SHIPPED)}, or a file")
+            load_edge_net(config.edge_net)
         if config.data_root and not Path(config.data_root).expanduser().is_dir():
             raise InputError(f"data_root is {config.data_root!r}; expected the folder of the {config.dataset} dataset")
 
@@ -157,11 +161,16 @@ class _RunLoss(_RunParts):
             self.train_data.labels, self.train_data.num_classes, self.folder.parent/"edge_nets",
             progress_bar(self.progress, "edge net"), **settings)
 
-    def _build_loss(self):
+    def _try_loss(self):
+        "Build the loss on an untrained Edge net, so that a wrong setting is told before anything is written"
+        needs = needs_edge_net(self.config.loss)
+        self._build_loss(EdgeNet(self.train_data.num_classes).requires_grad_(False) if needs else None)
+
+    def _build_loss(self, edge_net):
         "The loss with its settings"
         config = self.config
         return build_loss(
-            config.loss, num_classes=self.train_data.num_classes, edge_net=self.edge_net, lambdas=config.lambdas,
+            config.loss, num_classes=self.train_data.num_classes, edge_net=edge_net, lambdas=config.lambdas,
             relu=config.relu, norm=config.norm, reduction=config.reduction, peer_weight=config.peer_weight)
 
 # %% ../nbs/47_run_setup.ipynb #49141010
@@ -181,7 +190,7 @@ class _RunFiles(_RunLoss):
             if needs_edge_net(self.config.loss):
                 self.edge_net = run_on_all_ranks(self.fabric, self._get_edge_net, rank_zero_first=True)
                 run_on_all_ranks(self.fabric, self._record_edge_net)
-            self.loss = self._build_loss().to(self.fabric.device)
+            self.loss = self._build_loss(self.edge_net).to(self.fabric.device)
             run_on_all_ranks(self.fabric, self._make_folder)
 
     @contextmanager

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 # %% ../nbs/48_trainer.ipynb #a583a8dc
 from .config import Config, help_of, image_size_of, resolve
-from .core import Arguments, InputError, one_line, weights_hash, write_json
+from .core import Arguments, InputError, is_out_of_memory, one_line, printable, weights_hash, write_json
 from .launchers import is_reporting_process, run_on_all_ranks
 from .loggers import Loggers, logger_names
 from .loss_registry import advance_loss, loss_across_processes, loss_terms
@@ -294,12 +294,14 @@ def _train_from_arguments(argv):
 
 # %% ../nbs/48_trainer.ipynb #58d0ccc8
 def _reason(error):
-    "What went wrong, in one line"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    "What went wrong, in one line; None for what is no user's doing"
+    if is_out_of_memory(error):
         return "out of memory; expected a smaller batch_size, crop or image_size"
     if isinstance(error, OSError):
         return f"{error.filename or ''} {error.strerror or one_line(error)}".strip()
-    return str(error)
+    if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
+        return "batch norm has one value a channel; expected a larger batch_size or crop, or batch_norm frozen"
+    return str(error) if isinstance(error, InputError) else None
 
 # %% ../nbs/48_trainer.ipynb #512c8cbd
 def main(
@@ -308,9 +310,12 @@ def main(
     "Train from the command line"
     try:
         _train_from_arguments(argv)
-    except (InputError, OSError, MemoryError, torch.OutOfMemoryError) as e:
+    except Exception as e:
+        reason = _reason(e)
+        if reason is None:
+            raise
         if is_reporting_process(e):
-            print(f"semeda-train: {_reason(e)}", file=sys.stderr)
+            print(printable(f"semeda-train: {reason}"), file=sys.stderr)
         else:
             time.sleep(5) # the process that tells ends first: torchrun then ends the others
         return 2

@@ -1,4 +1,5 @@
 import os
+import resource
 import subprocess
 import sys
 from collections import Counter
@@ -37,6 +38,14 @@ def denormals_as_they_were():
     "A run in this process flushes them to zero, which hypothesis refuses to work with"
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def file_limit():
+    "A full disk: no file can be larger than so many bytes"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(autouse=True)

@@ -198,6 +198,13 @@ def test_class_weights_and_label_smoothing(batch):
     for bad in ([1., float("nan"), 1., 1.], [-1., 1., 1., 1.], [[1.]]):
         with pytest.raises(InputError, match="expected a number of at least 0 for each class"):
             PPCELoss(weight=bad)
+    for loss in (PPCELoss(weight=[1., 2.]), lambda *batch: ppce(*batch, weight=torch.ones(2))):
+        with pytest.raises(InputError, match="weight has 2 numbers; expected 4, one for each class"):
+            loss(logits, labels)
+    for make in (lambda: SemedaLoss(NET, weight=[1.] * 5), lambda: PPCELoss(weight=[1.] * 5, num_classes=4),
+                 lambda: build_loss("ppce(weight=(1, 1, 1, 1, 1))", num_classes=4)):
+        with pytest.raises(InputError, match="weight has 5 numbers; expected 4, one for each class"):
+            make()
     with pytest.raises(InputError, match="label_smoothing is 2"):
         SemedaLoss(NET, label_smoothing=2)
 

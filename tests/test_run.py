@@ -1,6 +1,5 @@
 """What a run leaves on the disk: whose it is, in which state, and what is refused."""
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -227,6 +226,45 @@ def test_run_of_version_0_1(tmp_path, monkeypatch):
         load_run("runs/again")
 
 
+@pytest.mark.parametrize("changes, words", [
+    (dict(loss="ppce(weight=(1, 2))"), "weight has 2 numbers; expected 7, one for each class"),
+    (dict(loss="ppce(weight='x')"), "weight is 'x'; expected a number of at least 0 for each class"),
+    (dict(loss="semeda(norm='l3')"), "norm is 'l3'; expected one of l1, l2"),
+    (dict(loss="semeda(lambdas=3)"), "lambdas is 3; expected three weights"),
+    (dict(loss="edge_iou(weight=-1)"), "weight is -1; expected at least 0"),
+    (dict(loss="edge_iou(reaches='x')"), "reaches is 'x'; expected lengths in pixels"),
+    (dict(loss="ppce", edge_net="text.safetensors"), "text.safetensors cannot be read as safetensors"),
+])
+def test_what_is_wrong_with_a_loss_is_told_before_anything_is_written(tmp_path, monkeypatch, capsys, changes, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.safetensors").write_text("no Edge net")
+    assert words in refused(capsys, arguments(tmp_path / "runs" / "x", **changes))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_batch_norm_needs_more_than_one_value(tmp_path, capsys):
+    line = refused(capsys, arguments(tmp_path / "runs" / "x", loss="ppce", batch_size=1, crop=2, val_every=0))
+    assert "batch norm has one value a channel; expected a larger batch_size or crop, or batch_norm frozen" in line
+
+
+@pytest.mark.parametrize("error, told", [
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried\n"), "out of memory; expected"),
+    (MemoryError(), "out of memory; expected a smaller batch_size, crop or image_size"),
+    (InputError("a\nb.png cannot be read"), r"a\nb.png cannot be read"),
+])
+def test_errors_while_training_are_one_line(tmp_path, capsys, monkeypatch, error, told):
+    def fail(**_): raise error
+    monkeypatch.setattr("semeda.trainer.train", fail)
+    assert told in refused(capsys, [f"--runs={tmp_path}"])
+
+
+def test_an_error_of_the_program_is_not_hidden(tmp_path, monkeypatch):
+    def fail(**_): raise RuntimeError("a fault")
+    monkeypatch.setattr("semeda.trainer.train", fail)
+    with pytest.raises(RuntimeError, match="a fault"):
+        main([f"--runs={tmp_path}"])
+
+
 def test_left_parts_are_no_obstacle(tmp_path):
     folder = tmp_path / "scenes-ppce-s0"
     folder.mkdir()
@@ -275,24 +313,16 @@ def test_weights_that_do_not_fit(copied):
         load_run(copied)
 
 
-@pytest.fixture
-def full_disk():
-    "No file can be larger than so many bytes"
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_full_disk_is_told_before_training(tmp_path, capsys, full_disk):
-    full_disk(3_000_000)
+def test_full_disk_is_told_before_training(tmp_path, capsys, file_limit):
+    file_limit(3_000_000)
     assert "has no space for a checkpoint" in refused(capsys, arguments(tmp_path / "runs" / "x", loss="ppce"))
     assert not (tmp_path / "runs").exists()
 
 
-def test_full_disk_while_training(copied, capsys, monkeypatch, full_disk):
+def test_full_disk_while_training(copied, capsys, monkeypatch, file_limit):
     "The last checkpoint stays, and the run goes on from it"
     before = (copied / "checkpoint.pt").read_bytes()
-    monkeypatch.setattr("semeda.run_setup.probe_space", lambda *_: full_disk(1_000_000))
+    monkeypatch.setattr("semeda.run_setup.probe_space", lambda *_: file_limit(1_000_000))
     line = refused(capsys, arguments(copied, "--resume", iterations=6))
     assert "checkpoint.pt cannot be written" in line
     assert (copied / "checkpoint.pt").read_bytes() == before and not list(copied.glob(".*"))

@@ -254,6 +254,8 @@ BAD = [
     (["--crop", "100000000"], "crop is 100000000; expected at most 16384"),
     (["--lambdas", "0,inf,0"], "lambdas is '0,inf,0'; expected a list of three numbers"),
     (["--max-width", "3.7"], "max_width is '3.7'; expected an integer"),
+    (["--image-size", "99999x99999"], "image_size is '99999x99999'; expected at most 16384 pixels a side"),
+    (["--name", "\udcff"], "name is '\\udcff'"),
     (["--image-size", "²x²"], "image_size is '²x²'; expected WIDTHxHEIGHT"),
     (["--loss", "semeda+"], "loss is 'semeda+'; expected a loss on both sides of +"),
     (["--loss", "ubernet+"], "loss is 'ubernet+'"),
