@@ -215,6 +215,9 @@ def _check_arguments(args):
     for name in ("scale", "sigma", "lr", "add_synthetic"):
         finite(name, getattr(args, name), low=0)
     finite("seed", args.seed, low=-2**63, high=2**63 - 1)
+    for name, usual in dict(ignore_index=255, every=1).items():
+        if args.masks == "synthetic" and getattr(args, name) != usual:
+            raise InputError(f"{name} is {getattr(args, name)} with synthetic masks; expected nothing")
     if os.path.isdir(args.out):
         raise InputError(f"out is {args.out!r}, a folder; expected a safetensors file to write")
     probe_folder(Path(args.out).parent if os.path.isfile(args.out) else args.out, "out")
@@ -241,7 +244,8 @@ def _measure(net, train, test):
     if f1 < .9:
         advice = "expected at least 0.9, consider more steps or masks with more edges"
         print(f"semeda-edge-net: warning: edge F1 is {f1:.4f}; {advice}", file=sys.stderr)
-    return f1, f"edge F1 {f1:.4f} on {len(measured)} masks, {never}"
+    masks = "1 mask" if len(measured) == 1 else f"{len(measured)} masks"
+    return f1, f"edge F1 {f1:.4f} on {masks}, {never}"
 
 # %% ../nbs/14_edge_net_files.ipynb #9f2b1e03
 def _train_from_arguments(args):

@@ -142,7 +142,7 @@ def _check_out(out: Path, config: dict):
     "Raise `InputError` unless the folder can be written and holds nothing else"
     if out.exists() and not out.is_dir():
         raise InputError(f"out {out} is a file; expected a folder or nothing")
-    parent = next(p for p in out.parents if p.exists())
+    parent = next(p for p in (*out.parents, out) if p.exists())
     if not parent.is_dir():
         raise InputError(f"out {out} cannot be made in {parent}; expected a folder that can be written to")
     probe_folder(out.parent, "out")
@@ -233,6 +233,14 @@ def whole_number(
         raise InputError(f"{name} is {int(number)}; expected {low}..{high}")
     return int(number)
 
+def _check_names(names: list[str]):
+    "Raise `InputError` for a name that no file of UTF-8 can hold"
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"image name {name!r} is not UTF-8; expected names that are") from None
+
 def evaluate(
     source: Source, # What to evaluate
     out: str | Path, # Folder to write
@@ -248,6 +256,7 @@ def evaluate(
         out.exists() # OSError where its name is too long
     except (OSError, ValueError, RuntimeError) as e:
         raise InputError(f"out {str(out)!r} cannot be written to: {one_line(e)}; expected a writable folder") from None
+    _check_names(source.names)
     _clear_leftovers(out)
     _check_out(out, source.config)
     found, counts, rows = count(source, progress)

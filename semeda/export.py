@@ -7,6 +7,7 @@ __all__ = ['FORMATS', 'FromPixels', 'export_network']
 
 # %% ../nbs/52_export.ipynb #8868a4b3
 import copy
+import io
 import json
 import logging
 import warnings
@@ -47,7 +48,7 @@ FORMATS = ("onnx", "torchscript", "pt2", "safetensors")
 
 def _write_torchscript(net, example, about, path, multiple):
     "Trace a network"
-    torch.jit.trace(net, example).save(str(path), _extra_files={"semeda.json": about})
+    path.write_bytes(torch.jit.trace(net, example).save_to_buffer(_extra_files={"semeda.json": about}))
 
 def _write_pt2(net, example, about, path, multiple):
     "Export a network with `torch.export`"
@@ -57,7 +58,9 @@ def _write_pt2(net, example, about, path, multiple):
         sides = [torch.export.Dim.AUTO] * 2
     shapes = ({0: torch.export.Dim.AUTO, 2: sides[0], 3: sides[1]},)
     program = torch.export.export(net, (example,), dynamic_shapes=shapes)
-    torch.export.save(program, path, extra_files={"semeda.json": about})
+    file = io.BytesIO() # to a full disk, torch's own writing of files ends the process
+    torch.export.save(program, file, extra_files={"semeda.json": about})
+    path.write_bytes(file.getvalue())
 
 def _write_onnx(net, example, about, path, multiple):
     "Export a network as ONNX"

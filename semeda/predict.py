@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from .core import BAR, Arguments, InputError, command, one_line, probe_folder, replacing
+from .core import BAR, Arguments, InputError, command, is_out_of_memory, one_line, printable
+from .core import probe_folder, replacing
 from .export import FORMATS, export_network
 from .reading import files_by_name
 from .segment import predict_image # noqa: F401 - for those who import it from here
@@ -52,6 +53,8 @@ def mask_files(
     names: Iterable[str], # From `find_photos`
 ) -> dict[str, Path]: # Name -> mask file
     "Where the masks go"
+    if "\0" in str(out):
+        raise InputError(f"out is {str(out)!r}; expected a path without a null character")
     source, folder = Path(photos).expanduser().resolve(), Path(out).expanduser()
     if source.is_file() and folder.suffix.lower() == ".png":
         if folder.resolve() == source:
@@ -102,10 +105,6 @@ def _read_or_error(path):
     except MemoryError:
         return InputError(f"image {path} does not fit into memory")
 
-def _is_out_of_memory(error):
-    "Whether an error of torch means that memory ran out"
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-
 def _segment(network, photos, tile, batch_size):
     "Masks of photos; an `InputError` in place of one that does not fit into memory"
     try:
@@ -113,7 +112,7 @@ def _segment(network, photos, tile, batch_size):
             return [predict_tiles(network.net, photo, tile, network.style, batch_size) for photo in photos]
         return predict_images(network.net, photos, network.style, network.image_size)
     except (RuntimeError, MemoryError) as e:
-        if not _is_out_of_memory(e):
+        if not is_out_of_memory(e):
             raise
     if len(photos) > 1:
         return [_segment(network, [photo], tile, 1)[0] for photo in photos]
@@ -197,7 +196,7 @@ def _device(name):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         reason = one_line(e).partition(". ")[0][:200]
         raise InputError(f"device is {name!r}; expected one that torch finds here, such as cpu: {reason}") from None
@@ -223,7 +222,8 @@ def _times(size):
 # %% ../nbs/50_predict.ipynb #a626ad00
 def _export(args):
     "Write the network; exit status"
-    for name, given in (("OUT", args.out), ("--tile", args.tile), ("--overlay", args.overlay)):
+    for name, given in (("OUT", args.out), ("--tile", args.tile), ("--overlay", args.overlay),
+                        ("--device", args.device != "auto")):
         if given:
             raise InputError(f"{name} given with --export; expected RUN FILE --export {args.export} alone")
     path = Path(args.photos).expanduser()
@@ -249,7 +249,7 @@ def _predict(args):
     network = load_network(args.run, _device(args.device), args.plugin)
     tile = max(32, network.crop) if args.tile == -1 else args.tile
     print(f"{args.run}: {network.num_classes} classes, {_size_in_words(network, tile)}")
-    tell = lambda line: tqdm.write(f"semeda-predict: {line}", file=sys.stderr)
+    tell = lambda line: tqdm.write(printable(f"semeda-predict: {line}"), file=sys.stderr)
     done = predict_files(network, photos, out, tile, args.overlay, args.batch_size,
                          None if args.quiet else tqdm, tell)
     left_out = f", {_count(done.failed, 'photo')} without one" if done.failed else ""

@@ -275,7 +275,7 @@ def write_masks(folder, count=4):
 
 @pytest.mark.parametrize("count, every, words", [
     (4, 2, "on 2 masks, never trained on"), (4, 1, "on 4 masks, its training masks"),
-    (2, 9, "on 1 masks, never trained on"), (1, 9, "on 1 masks, its training masks"),
+    (2, 9, "on 1 mask, never trained on"), (1, 9, "on 1 mask, its training masks"),
 ])
 def test_command_line(tmp_path, capsys, count, every, words):
     out = tmp_path / "net.safetensors"
@@ -314,6 +314,24 @@ def test_place_that_cannot_be_written_is_found_first(tmp_path, capsys, monkeypat
     assert main([str(folder), str(tmp_path / out), "--num-classes", "3"]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("semeda-edge-net: out ")
+
+
+@pytest.mark.parametrize("args, words", [
+    (["--ignore-index", "1"], "ignore_index is 1 with synthetic masks; expected nothing"),
+    (["--every", "2"], "every is 2 with synthetic masks; expected nothing"),
+])
+def test_what_synthetic_masks_do_not_use_is_refused(tmp_path, capsys, args, words):
+    assert main(["synthetic", str(tmp_path / "x.safetensors"), "--num-classes", "3", *args]) == 2
+    assert words in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_line(tmp_path, capsys, file_limit):
+    folder = write_masks(tmp_path / "masks")
+    for size in (100, 5000): # not even the probe, and not the net
+        file_limit(size)
+        assert main([str(folder), str(tmp_path / "x.safetensors"), "--num-classes", "3", "--steps", "1"]) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert "cannot be written" in line and [p.name for p in tmp_path.iterdir()] == ["masks"]
 
 
 def test_command_line_help_says_a_name_once(capsys):

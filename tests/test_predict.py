@@ -296,6 +296,10 @@ BAD = [
     (["RUN", "PHOTOS/a.png", "PHOTOS/a.png"], "is the photo itself; expected another file"),
     (["RUN", "PHOTOS", "PHOTOS/a.png"], "is a file; expected a folder or nothing"),
     (["RUN", "PHOTOS", "/proc/none/out"], "cannot be written to"),
+    (["RUN", "PHOTOS", "a\0b"], "out is 'a\\x00b'; expected a path without a null character"),
+    (["RUN", "a\0b", "--export", "pt2"], "holds a null character; expected a writable place"),
+    (["RUN", "OUT", "--export", "onnx", "--device", "cpu"], "--device given with --export"),
+    (["RUN", "PHOTOS", "OUT", "--device", "meta"], "device is 'meta'; expected one that torch finds here"),
     (["RUN", "PHOTOS", "OUT", "--tile", "8"], "--tile is 8; expected at least 32"),
     (["RUN", "PHOTOS", "OUT", "--batch-size", "0"], "--batch-size is 0; expected at least 1"),
     (["RUN", "PHOTOS", "OUT", "--device", "tpu"], "device is 'tpu'; expected one that torch finds here"),
@@ -361,6 +365,27 @@ def test_an_export_that_differs_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="export torchscript of .* differs from the network by .* expected less than"):
         export.export_network(network, tmp_path / "net.pt", "torchscript")
     assert (tmp_path / "net.pt").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "pt2", "safetensors"])
+def test_export_to_a_full_disk(tmp_path, file_limit, kind):
+    "torch's own writing of a file would end the process there"
+    network = TrainedNetwork(torch.nn.Conv2d(3, 2, 1), ["a", "b"], [(0, 0, 0)] * 2)
+    file_limit(100)
+    with pytest.raises(InputError, match="net.x cannot be written"):
+        export.export_network(network, tmp_path / "net.x", kind)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("full", ["at the start", "while it writes"])
+def test_masks_on_a_full_disk(run, photos, tmp_path, capsys, monkeypatch, file_limit, full):
+    if full == "at the start":
+        file_limit(100)
+    else:
+        monkeypatch.setattr(predict, "probe_folder", lambda *_: file_limit(100))
+    assert main([str(run), str(photos / "a.png"), str(tmp_path / "out"), "--overlay", "--quiet"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "cannot be written" in line and not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_the_help_says_it_once(capsys):
