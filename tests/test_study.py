@@ -3,19 +3,23 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 import zipfile
+from dataclasses import asdict
 
 import pytest
 
+from semeda.config import resolve
 from semeda.core import InputError
 from semeda.study import plan
 from semeda.study import run as study_run
 from semeda.study.collect import check_result
 from semeda.study.gains import Target, advice, best, by_group, judge, losses_table, needs, targets_table, without_gain
 from semeda.study.groups import SCORES, Groups, differences, over_groups, over_pairs, read_groups
-from semeda.study.results import Results
+from semeda.study.results import Results, label_of
 
-from .conftest import ROOT, run, write_camvid
+from .conftest import ROOT, run, snapshot, write_camvid
 from .test_sweep import BUDGET, kill_tree, stamps, wait_for
 
 ROWS = ("table1_01", "table1_02", "table1_11")
@@ -107,10 +111,104 @@ def test_command_line(tmp_path, capsys, monkeypatch):
         "plan smoke --set iterations": "expected NAME=VALUE",
         "table table9": "page is 'table9'; choose from figure1",
         "collect runs/none results/a/b-s0.json": "has no metrics.json",
+        "plan smoke --parallel 0": "parallel is 0; expected at least 1",
+        "plan smoke --threads 0": "threads is 0; expected an integer, 1..1024",
+        "plan smoke --seeds=": "seeds is ''; expected integers",
+        "plan smoke --rows=": "row is ''; choose from",
+        "plan smoke --set seed=3": "budget has seed '3'; expected none",
+        "run smoke --results /proc/none": "results '/proc/none' cannot be written to",
+        "run smoke --runs /dev/null/x": "runs '/dev/null/x' cannot be written to",
     }.items():
         assert study_run.main(line.split()) == 2
-        assert told in capsys.readouterr().err
+        [shown] = capsys.readouterr().err.splitlines()
+        assert shown.startswith("semeda-study: ") and told in shown
+    with pytest.raises(SystemExit):
+        study_run.main(["job", "runs/x", "5"])
+    assert "given: '5'; expected names and values as JSON" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+SPOILT = [
+    ("plan", "config.json", "{}", "config.json has no config; expected that of a run"),
+    ("plan", "config.json", '{"config": 3}', "config.json has no config"),
+    ("plan", "diverged.json", "{}", "diverged.json has no step and error"),
+    ("plan", "metrics.json", "{}", "metrics.json has no miou; expected the scores of a run"),
+    ("collect", "config.json", "{}", "config.json has no config"),
+    ("collect", "config.json", '{"config": {}}', "config.json has no data; expected that of a run"),
+    ("collect", "diverged.json", "{}", "diverged.json has no step and error"),
+    ("collect", "metrics.json", "{}", "metrics.json has no miou"),
+    ("collect", "metrics.json", '{"miou": 0, "boundary_miou": [], "final_weights": "", "iterations": 2}', "no cost"),
+]
+
+
+@pytest.mark.parametrize("part, name, text, told", SPOILT)
+def test_spoilt_files_of_a_run_are_told_in_a_line(tmp_path, monkeypatch, capsys, part, name, text, told):
+    monkeypatch.chdir(tmp_path)
+    config = dict(study="one", rows=["table1_01", "table1_02"])
+    (tmp_path / "one.json").write_text(json.dumps(config))
+    folder = tmp_path / "runs" / "one" / "table1_01-s0"
+    folder.mkdir(parents=True)
+    resolved = asdict(resolve(**plan.parameters(plan.studies(config)[0], "table1_01", 0))[0])
+    (folder / "config.json").write_text(json.dumps(dict(config=resolved, data={}, initial_weights="")))
+    if name != "diverged.json":
+        (folder / "metrics.json").write_text("{}")
+    (folder / name).write_text(text)
+    before = snapshot(tmp_path)
+    line = dict(plan=["plan", "one.json"], collect=["collect", str(folder), "results/one/table1_01-s0.json"])[part]
+    assert study_run.main(line) == 2
+    [shown] = capsys.readouterr().err.splitlines()
+    assert told in shown and snapshot(tmp_path) == before
+
+
+def test_a_torn_history_is_no_obstacle_to_a_plan(tmp_path):
+    "The run that goes on writes it anew, from its checkpoint"
+    (tmp_path / "checkpoint.pt").touch()
+    for text in ("step,lr\n1,2\nx", "\xff", ""):
+        (tmp_path / "history.csv").write_text(text, encoding="latin-1")
+        assert plan.steps_done(tmp_path) == 0
+    (tmp_path / "history.csv").write_text("step,lr\n1,2\n3,2\n")
+    assert plan.steps_done(tmp_path) == 3
+
+
+def test_the_lock_of_a_run_is_taken_in_turns_and_leaves_nothing(tmp_path):
+    inside, most = [], []
+
+    def work():
+        with study_run.locked(tmp_path / "run"):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(.002)
+            inside.pop()
+    threads = [threading.Thread(target=lambda: [work() for _ in range(10)]) for _ in range(4)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert most == [1] * 40 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder, name, text, told", [
+    ("<img src=x>", "table1_01-s0", "{}", "study is '<img src=x>'; expected a name"),
+    ("one", "<b>x</b>-s0", "{}", "is no ROW-sSEED.json; expected a row and a seed"),
+    ("one", "x-s0", "{}", "x-s0.json has no config and counts; expected that of a run"),
+])
+def test_results_of_others(tmp_path, folder, name, text, told):
+    (tmp_path / folder / name).parent.mkdir(parents=True)
+    (tmp_path / folder / f"{name.replace('/', '')}.json").write_text(text)
+    with pytest.raises(InputError, match=told):
+        Results(tmp_path / folder)
+
+
+def test_labels_of_results_hold_no_html():
+    assert label_of(dict(loss="their_package:Loss<script>")) == "their_package:Loss&lt;script&gt;"
+    assert "<" not in label_of(dict(loss="smp.DiceLoss(weight='<img src=x>')"))
+
+
+@pytest.mark.parametrize("name", ["table2", "cityscapes", "camvid_paper"])
+def test_the_papers_studies_take_caffe_weights_alone(monkeypatch, tmp_path, name):
+    "A file with torchvision's keys, such as their resnet101, is then refused without init_style"
+    monkeypatch.setenv("SEMEDA_DATA", str(tmp_path))
+    for study in plan.studies(plan.read_study(name)):
+        config = resolve(**plan.parameters(study, "table1_01", 0))[0]
+        assert (config.style, config.init_style, config.backbone) == ("caffe", "", "resnet101")
 
 
 @pytest.mark.parametrize("config, line", [
@@ -131,6 +229,24 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     (dict(variants=dict(a=3)), "variant a is 3"),
     (dict(variants=dict(table1_01=dict(loss="semeda"))), "variant table1_01 has the name of a row of Table 1"),
     (dict(studies=[dict(study="a"), dict(study="a")]), "studies contains 'a' twice"),
+    (dict(studies=[]), "studies is []; expected a list of settings"),
+    (dict(study="n" * 300), "expected a name"),
+    (dict(dataset=5), "dataset is 5; expected text"),
+    (dict(dataset=None), "dataset is None; expected text"),
+    (dict(data_root=["x"]), "data_root is ['x']; expected text"),
+    (dict(init_weights=5), "init_weights is 5; expected text"),
+    (dict(rows=[]), "rows is []; expected a list"),
+    (dict(groups=["../x"]), "group is '../x'; expected a name"),
+    (dict(variants={"../../x": {}}), "variant is '../../x'; expected a name"),
+    (dict(variants={"n" * 300: {}}), "expected a name of letters, digits"),
+    (dict(variants=dict(a=dict(seed=3))), "variant a has seed 3; expected none, it is set for each run"),
+    (dict(budget=dict(name="x")), "budget has name 'x'; expected none, it is set for each run"),
+    (dict(budget=dict(row="table1_01")), "budget has row 'table1_01'; expected none"),
+    (dict(runs=5), "runs is 5; expected a folder"),
+    (dict(results="a\0b"), "results is 'a\\x00b'; expected a folder"),
+    (dict(threads="two"), "threads is 'two'; expected an integer, 1..1024"),
+    (dict(gpu_percent=101), "gpu_percent is 101; expected an integer, 0..100"),
+    (dict(partial="x"), "partial is 'x'; expected true or false"),
 ])
 def test_a_wrong_study_is_refused_in_a_line(tmp_path, config, line):
     path = tmp_path / "study.json"

@@ -23,7 +23,8 @@ from ..config import Config, resolve
 from ..core import InputError, read_json, write_json
 from ..edge_net_files import shipped_version
 from ..loss_registry import TABLE1
-from .plan import STUDIES, has_diverged, read_study, results_folder, studies
+from ..run import read_history, read_metrics, read_record
+from .plan import STUDIES, has_diverged, read_diverged, read_study, results_folder, studies
 
 # %% ../../nbs/71_study_collect.ipynb #afbef2d2
 def pack(
@@ -99,7 +100,7 @@ def collect(
     folder, out = Path(folder), Path(out)
     record = _about(folder, out)
     if has_diverged(folder):
-        record |= dict(diverged=read_json(folder/"diverged.json"))
+        record |= dict(diverged=read_diverged(folder))
     else:
         record |= _measured(folder, given or {})
     check_result(record, out.parent.name, out.stem, given)
@@ -112,9 +113,11 @@ def _about(folder, out):
     "What a run was, without places on this machine"
     if not has_diverged(folder) and not (folder/"metrics.json").is_file():
         raise InputError(f"run folder {folder} has no metrics.json; expected a finished run")
-    run = read_json(folder/"config.json")
+    run = read_record(folder)
+    if missing := [key for key in ("data", "initial_weights") if key not in run]:
+        raise InputError(f"{folder/'config.json'} has no {missing[0]}; expected that of a run")
     config = {key: value for key, value in run["config"].items() if key not in MACHINE}
-    config |= {key: os.path.basename(run["config"][key]) for key in FILES}
+    config |= {key: os.path.basename(run["config"].get(key, "")) for key in FILES}
     keys = ("versions", "git_commit", "platform", "cpu_threads", "device", "initial_weights", "edge_net")
     about = {key: run.get(key) for key in keys}
     return dict(study=out.parent.name, name=out.stem, config=config, data=run["data"], **about)
@@ -130,7 +133,7 @@ def _measured(folder, given):
         noted = f"its metrics.json has {metrics['miou']:.4f}; expected the same"
         raise InputError(f"{folder} evaluates to mIoU {measured['miou']:.4f} but {noted}")
     images = _columns(evaluation/"images.csv", ("excess_holes", "excess_fragments"), int)
-    validated = [row for row in _rows(folder/"history.csv") if row["val_miou"]]
+    validated = [row for row in read_history(folder/"history.csv") if "val_miou" in row]
     kept = ("boundary_iou", "boundary_iou_per_class", "structure", "git_commit")
     return dict(
         labels=about["labels"],
@@ -159,17 +162,13 @@ def _is_of(evaluation, metrics):
     "Whether an evaluation is that of these final weights"
     try:
         return read_json(evaluation/"metrics.json")["config"]["final_weights"] == metrics["final_weights"]
-    except (InputError, KeyError):
+    except (InputError, KeyError, TypeError):
         return False
-
-def _rows(path):
-    "The rows of a CSV file, as dictionaries"
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 def _columns(path, names, kind):
     "Some columns of a CSV file, as lists of one type"
-    rows = _rows(path)
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
     return {name: [kind(row[name]) for row in rows] for name in names}
 
 # %% ../../nbs/71_study_collect.ipynb #c4694de5

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core import InputError, markdown_table, read_json
+from ..core import InputError, escape, markdown_table, read_json
 from ..loss_registry import needs_edge_net, parse_loss
 from .groups import SCORES, Difference, Groups, difference_text, differences
 from .groups import over_groups, over_pairs, values_of
@@ -170,7 +170,7 @@ def fragments_by_class(
     lines = []
     for k, name in enumerate(a[0]["class_names"]):
         pixels = [f"{area[k]:.0f}" for area in (true, area_a, area_b)]
-        lines.append([name, *pixels, f"{excess_a[k]:.2f}", f"{excess_b[k]:.2f}"])
+        lines.append([escape(name), *pixels, f"{excess_a[k]:.2f}", f"{excess_b[k]:.2f}"])
     return markdown_table(head, lines)
 
 def _mean_pieces(records):

@@ -7,6 +7,7 @@ __all__ = ['SCORES', 'Score', 'Difference', 'over_pairs', 'over_groups', 'differ
            'differences']
 
 # %% ../../nbs/75_study_groups.ipynb #7d8866c2
+import html
 import math
 import statistics
 from collections.abc import Callable, Iterable
@@ -114,7 +115,7 @@ class Groups:
     def label(self, row: str) -> str:
         "What a row's loss is called"
         try:
-            return loss_label(self.config(row)["loss"])
+            return html.escape(loss_label(self.config(row)["loss"]), quote=False)
         except InputError: # of somebody else's package, which is not here
             return row
 

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['STUDY', 'SWEEP', 'BASELINE', 'BEST', 'TABLE2', 'TARGETS', 'STUDIES', 'SECONDS', 'START', 'study_path', 'read_study',
-           'expanded', 'studies', 'runs', 'parameters', 'run_folder', 'result_file', 'results_folder', 'is_finished',
-           'has_diverged', 'outcome', 'steps_done', 'check', 'seconds_per_step', 'duration', 'plan']
+           'check_sweep', 'expanded', 'studies', 'runs', 'parameters', 'run_folder', 'result_file', 'results_folder',
+           'is_finished', 'has_diverged', 'outcome', 'read_diverged', 'steps_done', 'check', 'seconds_per_step',
+           'duration', 'plan']
 
 # %% ../../nbs/70_study_plan.ipynb #4d1789a1
-import csv
 import json
 import os
 import re
@@ -22,7 +22,7 @@ import torch
 from ..config import Config, resolve
 from ..core import InputError, one_line, read_json
 from ..loss_registry import TABLE1
-from ..run import differences
+from ..run import differences, read_history, read_metrics, read_record
 
 # %% ../../nbs/70_study_plan.ipynb #4540f0de
 STUDY = dict(
@@ -95,6 +95,11 @@ def _yaml(text):
         raise ValueError(error) from None
 
 # %% ../../nbs/70_study_plan.ipynb #ae684088
+def _check_name(what, name):
+    "Raise InputError unless a name can be a part of a folder's name"
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]{1,100}", name):
+        raise InputError(f"{what} is {name!r:.120}; expected a name of letters, digits and . _ + -, at most 100")
+
 def _check_list(name, values, kind, empty=True):
     "Raise InputError unless `values` is a list without repetition that holds one kind of thing"
     if not isinstance(values, list) or not (values or empty):
@@ -109,23 +114,37 @@ def _check_list(name, values, kind, empty=True):
 def _check_settings(study):
     "Raise InputError unless each setting of a study is of its kind"
     name = str(study["study"])
-    if not re.fullmatch(r"[\w.+-]+", name) or not name.strip("."):
-        raise InputError(f"study is {name!r}; expected a name, as in study: NAME of its file or --config study=NAME")
-    for key in ("budget", "variants"):
-        if not isinstance(study[key], dict):
-            raise InputError(f"{key} is {study[key]!r}; expected names with values")
+    if not re.fullmatch(r"[\w.+-]{1,100}", name) or not name.strip("."):
+        expected = "expected a name, as in study: NAME of its file or --config study=NAME"
+        raise InputError(f"study is {name!r:.120}; {expected}")
+    for key in ("dataset", "data_root", "init_weights"):
+        if not isinstance(study[key], str) or "\0" in study[key]:
+            raise InputError(f"{key} is {study[key]!r}; expected text")
+    if not isinstance(study["variants"], dict):
+        raise InputError(f"variants is {study['variants']!r}; expected names with values")
+    _check_parameters("budget", study["budget"], ("row",))
     for variant, parameters in study["variants"].items():
-        if not isinstance(parameters, dict):
-            raise InputError(f"variant {variant} is {parameters!r}; expected names with values")
+        _check_name("variant", variant)
+        _check_parameters(f"variant {variant}", parameters)
         if variant in TABLE1:
             raise InputError(f"variant {variant} has the name of a row of Table 1; expected another name")
     _check_list("seeds", study["seeds"], int, empty=False)
     if min(study["seeds"]) < 0:
         raise InputError(f"seeds contain {min(study['seeds'])}; expected integers from 0")
     for key in ("rows", "one_seed", "groups"):
-        _check_list(key, study[key], str)
+        _check_list(key, study[key], str, empty=key != "rows")
+    for group in study["groups"]:
+        _check_name("group", group)
 
 # %% ../../nbs/70_study_plan.ipynb #3f006f8c
+def _check_parameters(what, parameters, more=()):
+    "Raise InputError unless these are parameters of runs, without those that the study sets for each run"
+    if not isinstance(parameters, dict) or not all(isinstance(name, str) for name in parameters):
+        raise InputError(f"{what} is {parameters!r}; expected names with values")
+    for name in ("name", "runs", "resume", "overwrite", "seed", *more):
+        if name in parameters:
+            raise InputError(f"{what} has {name} {parameters[name]!r}; expected none, it is set for each run")
+
 def _check_rows(study):
     "Raise InputError unless each row is known"
     known = [*TABLE1, *study["variants"]]
@@ -136,13 +155,31 @@ def _check_rows(study):
         if row not in study["rows"]:
             raise InputError(f"one_seed contains {row!r}; choose from the rows {', '.join(study['rows'])}")
 
+# %% ../../nbs/70_study_plan.ipynb #b7c90de2
+def check_sweep(
+    settings: dict[str, Any], # Some of `SWEEP`, and others
+):
+    "Raise `InputError` unless the settings of a sweep are of their kind"
+    for key in ("runs", "results"):
+        place = settings.get(key, ".")
+        if not isinstance(place, (str, Path)) or "\0" in str(place):
+            raise InputError(f"{key} is {place!r}; expected a folder")
+    for key, low, high in (("threads", 1, 1024), ("gpu_percent", 0, 100)):
+        value = settings.get(key, low)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise InputError(f"{key} is {value!r}; expected an integer, {low}..{high}")
+    if not isinstance(settings.get("partial", False), bool):
+        raise InputError(f"partial is {settings['partial']!r}; expected true or false")
+
 # %% ../../nbs/70_study_plan.ipynb #b34149c0
 def expanded(
     key: str, # The setting that it is the value of
     path: str, # With environment variables and ~
 ) -> str: # Absolute; empty where the path is
     "A path as the system sees it"
-    full = os.path.expanduser(os.path.expandvars(str(path or "")))
+    if path is not None and not isinstance(path, str):
+        raise InputError(f"{key} is {path!r}; expected text")
+    full = os.path.expanduser(os.path.expandvars(path or ""))
     if "$" in full:
         raise InputError(f"{key} is {path!r}; expected that environment variable to be set")
     return os.path.abspath(full) if full else ""
@@ -156,9 +193,10 @@ def studies(
     for key in config:
         if key not in STUDY | SWEEP:
             raise InputError(f"unknown setting {key!r}; choose from {', '.join(STUDY | SWEEP)}")
+    check_sweep(config)
     shared = {key: value for key, value in config.items() if key in STUDY}
-    parts = config.get("studies") or [{}]
-    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+    parts = config.get("studies", [{}])
+    if not isinstance(parts, list) or not parts or not all(isinstance(part, dict) for part in parts):
         raise InputError(f"studies is {parts!r}; expected a list of settings with values")
     found = []
     for part in parts:
@@ -173,7 +211,7 @@ def _complete(shared, part, target):
         if key not in STUDY:
             raise InputError(f"unknown setting {key!r} of a study; choose from {', '.join(STUDY)}")
     study = STUDY | shared | part
-    if isinstance(study["budget"], dict):
+    if isinstance(study["budget"], dict) and isinstance(shared.get("budget", {}), dict):
         study["budget"] = shared.get("budget", {}) | study["budget"]
     for key in ("data_root", "init_weights"):
         study[key] = expanded(key, study[key])
@@ -244,14 +282,25 @@ def outcome(folder: Path) -> Path:
     return folder/("diverged.json" if has_diverged(folder) else "metrics.json")
 
 # %% ../../nbs/70_study_plan.ipynb #1e00c103
+def read_diverged(
+    folder: Path, # Of a run that has diverged
+) -> dict: # `step` and `error`
+    "Read diverged.json"
+    found = read_json(folder/"diverged.json")
+    if not isinstance(found.get("step"), int) or not isinstance(found.get("error"), str):
+        raise InputError(f"{folder/'diverged.json'} has no step and error; expected those of a run that has diverged")
+    return found
+
 def steps_done(
     folder: Path, # Of an interrupted run
 ) -> int: # Steps, at most
     "The step of a run's checkpoint"
-    if not (folder/"checkpoint.pt").is_file() or not (folder/"history.csv").is_file():
+    if not (folder/"checkpoint.pt").is_file():
         return 0
-    with open(folder/"history.csv", newline="") as file:
-        return max((int(row["step"]) for row in csv.DictReader(file)), default=0)
+    try:
+        return read_history(folder/"history.csv")[-1]["step"]
+    except InputError: # the run writes it anew, from its checkpoint
+        return 0
 
 # %% ../../nbs/70_study_plan.ipynb #a344a8f6
 def check(
@@ -265,7 +314,7 @@ def check(
     if config.devices * config.num_nodes > 1:
         raise InputError(f"devices is {config.devices} in study {study['study']}; expected 1, a process for each run")
     path = run_folder(study, row, seed, where)/"config.json"
-    differ = differences(dict(config=asdict(config)), read_json(path)) if path.is_file() else []
+    differ = differences(dict(config=asdict(config)), read_record(path.parent)) if path.is_file() else []
     if differ:
         expected = "expected the same, or another name of the study"
         raise InputError(f"run folder {path.parent} holds another run: {'; '.join(differ)}; {expected}")
@@ -301,8 +350,8 @@ def _measured_seconds(study, where):
     for run in runs([study]):
         folder = run_folder(*run, where)
         if is_finished(folder):
-            seconds = read_json(folder/"metrics.json")["cost"]["seconds_per_step"]
-            if seconds:
+            cost = read_metrics(folder).get("cost") or {}
+            if seconds := cost.get("seconds_per_step"):
                 measured.setdefault(run[1], []).append(seconds)
     return measured
 
@@ -327,7 +376,7 @@ def _line(run, state, config, where):
     "What a run's line says of it, and the seconds that it will take; None where they are unknown"
     folder = run_folder(*run, where)
     if state == "diverged":
-        return f"diverged at step {read_json(outcome(folder))['step']}", 0
+        return f"diverged at step {read_diverged(folder)['step']}", 0
     if state != "to go":
         return state, 0
     done, seconds = steps_done(folder), seconds_per_step(run[0], run[1], config, where)

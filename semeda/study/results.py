@@ -7,7 +7,9 @@ __all__ = ['METHOD', 'SEEDS', 'load_study', 'draws_of', 'over_seeds_and_images',
            'Results', 'Study', 'claim', 'shipped_rows']
 
 # %% ../../nbs/72_study_results.ipynb #24b27738
+import html
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -31,8 +33,10 @@ def load_study(
 ) -> tuple[dict, dict]: # Row -> seed -> record: of finished runs, with `counts` as a tensor; of diverged ones
     "Read the results of a study; refuse runs that cannot be compared"
     folder, found, diverged = Path(folder), {}, {}
+    if not re.fullmatch(r"[\w.+-]+", folder.name):
+        raise InputError(f"study is {folder.name!r}; expected a name of letters, digits and . _ + -")
     for path in sorted(folder.glob("*-s*.json")):
-        record = read_json(path)
+        record = _read_result(path)
         row, _, seed = path.stem.rpartition("-s")
         if row in TABLE1:
             check_result(record, folder.name, path.stem)
@@ -45,6 +49,15 @@ def load_study(
     return found, diverged
 
 # %% ../../nbs/72_study_results.ipynb #956a2667
+def _read_result(path):
+    "A result as its file holds it"
+    record = read_json(path)
+    if not re.fullmatch(r"[\w.+-]+-s[0-9]+", path.stem):
+        raise InputError(f"result {str(path)!r} is no ROW-sSEED.json; expected a row and a seed")
+    if not isinstance(record.get("config"), dict) or not {"diverged", "counts"} & set(record):
+        raise InputError(f"result {path} has no config and counts; expected that of a run")
+    return record
+
 def _check_comparable(records):
     "Raise InputError unless the runs of a study had the same data and budget"
     for other in records[1:]:
@@ -142,9 +155,10 @@ def label_of(
     "What a loss is called in tables, with its weights"
     keys = ("lambdas", "relu", "norm", "reduction")
     try:
-        return loss_label(settings["loss"], **{key: settings[key] for key in keys if key in settings})
+        label = loss_label(settings["loss"], **{key: settings[key] for key in keys if key in settings})
     except InputError: # of somebody else's package, which is not here
-        return settings["loss"]
+        label = str(settings["loss"])
+    return html.escape(label, quote=False)
 
 # %% ../../nbs/72_study_results.ipynb #571db01a
 class Results:

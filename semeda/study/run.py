@@ -7,6 +7,7 @@ __all__ = ['ERRORS', 'locked', 'trainer_arguments', 'job', 'log_file', 'last_lin
            'render', 'main']
 
 # %% ../../nbs/74_study_run.ipynb #40a80c23
+import argparse
 import fcntl
 import json
 import os
@@ -15,26 +16,40 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from .. import trainer
-from ..core import Arguments, InputError, command, percent, read_json
+from ..core import Arguments, InputError, command, finite, one_line, percent, probe_folder
+from ..run import read_metrics
 from .collect import collect
-from .plan import STUDIES, SWEEP, has_diverged, is_finished, outcome, parameters, plan
+from .plan import STUDIES, SWEEP, check_sweep, has_diverged, is_finished, parameters, plan, read_diverged
 from .plan import read_study, result_file, run_folder, runs, studies
 
 # %% ../../nbs/74_study_run.ipynb #0524a76d
+def _taken(path):
+    "A file that is opened and locked; anew where another process has removed it meanwhile"
+    while True:
+        file = open(path, "w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()
+
 @contextmanager
 def locked(
     folder: Path, # Of a run; the lock is a file beside it
 ):
     "Wait until no other process works on a run"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f".{folder.name}.job"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    path = folder.with_name(f".{folder.name}.job")
+    with _taken(path):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 def trainer_arguments(
     folder: Path, # Of the run
@@ -52,6 +67,8 @@ def job(
     result: Path | None = None, # File to collect it into
 ) -> int: # Exit status
     "Train a run, unless it has ended, and collect it"
+    if result:
+        probe_folder(result.parent, "folder of the result")
     with locked(folder):
         if not is_finished(folder) and not has_diverged(folder):
             status = trainer.main(trainer_arguments(folder, given))
@@ -110,10 +127,9 @@ def _ending(run, settings, status, seconds):
     folder = run_folder(*run, settings["runs"])
     if status:
         return f"{folder}: failed: {last_line(log_file(folder))}"
-    found = read_json(outcome(folder))
     if has_diverged(folder):
-        return f"{folder}: diverged at step {found['step']}"
-    return f"{folder}: mIoU {percent(found['miou'])}, {seconds:.0f} s"
+        return f"{folder}: diverged at step {read_diverged(folder)['step']}"
+    return f"{folder}: mIoU {percent(read_metrics(folder)['miou'])}, {seconds:.0f} s"
 
 # %% ../../nbs/74_study_run.ipynb #cb121771
 def run_study(
@@ -170,7 +186,7 @@ def render(
     try:
         papermill.execute_notebook(source, executed, given, progress_bar=False)
     except papermill.PapermillExecutionError as error:
-        raise InputError(f"{executed} failed: {error.ename}: {error.evalue}") from None
+        raise InputError(f"{executed} failed: {error.ename}: {one_line(error.evalue)}") from None
     exporter = nbconvert.HTMLExporter(template_name="classic", exclude_input=True)
     out.write_text(exporter.from_filename(str(executed))[0], encoding="utf-8")
 
@@ -193,6 +209,16 @@ def _parser():
     return parser
 
 # %% ../../nbs/74_study_run.ipynb #62b7c9fe
+def _parameters(text):
+    "Parameters as JSON"
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r}; expected names and values as JSON")
+    return found
+
 def _add_parts_of_a_sweep(parts):
     "The parts table, snakefile, collect and job of the command line"
     table = parts.add_parser("table", description="Make a page from results.")
@@ -205,10 +231,10 @@ def _add_parts_of_a_sweep(parts):
     one = parts.add_parser("collect", description="One finished run to one result.")
     one.add_argument("run", type=Path)
     one.add_argument("out", type=Path)
-    one.add_argument("--given", type=json.loads, help="what the study gives the run, as JSON")
+    one.add_argument("--given", type=_parameters, help="what the study gives the run, as JSON")
     one = parts.add_parser("job", description="One run.")
     one.add_argument("folder", type=Path)
-    one.add_argument("given", type=json.loads, help="what the study gives the run, as JSON")
+    one.add_argument("given", type=_parameters, help="what the study gives the run, as JSON")
     one.add_argument("--result", type=Path, help="file to collect it into")
 
 # %% ../../nbs/74_study_run.ipynb #3417cb74
@@ -230,16 +256,18 @@ def _read_studies(args):
         settings |= {key: value for key, value in config.items() if key in SWEEP}
         found += [_narrowed(study, args) for study in studies(config)]
     given = dict(runs=args.runs, results=args.results, threads=args.threads)
-    return found, settings | {key: value for key, value in given.items() if value is not None}
+    settings |= {key: value for key, value in given.items() if value is not None}
+    check_sweep(settings)
+    return found, settings
 
 # %% ../../nbs/74_study_run.ipynb #25ff6cff
 def _narrowed(study, args):
     "A study with the rows, seeds and parameters of the command line"
     changes = dict(budget=study["budget"] | _pairs(args.set))
-    if args.rows:
+    if args.rows is not None:
         changes["rows"] = args.rows.split(",")
         changes["one_seed"] = [row for row in study["one_seed"] if row in changes["rows"]]
-    if args.seeds:
+    if args.seeds is not None:
         try:
             changes["seeds"] = [int(seed) for seed in args.seeds.split(",")]
         except ValueError:
@@ -249,7 +277,11 @@ def _narrowed(study, args):
 # %% ../../nbs/74_study_run.ipynb #6e9694b7
 def _plan_or_run(args):
     "The parts plan and run"
+    finite("parallel", args.parallel, low=1)
     found, settings = _read_studies(args)
+    if args.part == "run":
+        probe_folder(settings["runs"], "runs")
+        probe_folder(settings["results"], "results")
     print(*plan(found, settings["runs"], args.parallel, settings["results"]), sep="\n", flush=True)
     if args.part == "plan":
         return 0
@@ -258,6 +290,11 @@ def _plan_or_run(args):
     if failed:
         print(f"semeda-study: {failed} failed; the same command goes on from here", file=sys.stderr)
     return 1 if failed else 0
+
+def _collect(args):
+    "The part collect"
+    probe_folder(args.out.parent, "folder of the result")
+    collect(args.run, args.out, args.given)
 
 def _table(args):
     "The part table"
@@ -279,7 +316,7 @@ def main(
         run=lambda: _plan_or_run(args),
         table=lambda: _table(args),
         snakefile=lambda: print(STUDIES.parent/"Snakefile"),
-        collect=lambda: collect(args.run, args.out, args.given) and 0,
+        collect=lambda: _collect(args),
         job=lambda: job(args.folder, args.given, args.result),
     )
     return command("semeda-study", work[args.part])

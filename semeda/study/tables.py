@@ -13,7 +13,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from ..core import markdown_table, percent, read_json
+from ..core import escape, markdown_table, percent, read_json
 from ..loss_registry import TABLE1
 from .plan import BASELINE, BEST, results_folder
 from .results import SEEDS, Study, claim, shipped_rows, verdict, words
@@ -231,7 +231,7 @@ def by_class(
     pixels = record["counts"].sum(dim=(0, 1))[1].double()
     shares = dict(zip(record["class_names"], (pixels / pixels.sum()).tolist()))
     present = sorted((name for name in shares if shares[name]), key=lambda name: -shares[name])
-    lines = [[name, percent(shares[name]), *_class_line(study, chosen, name)] for name in present]
+    lines = [[escape(name), percent(shares[name]), *_class_line(study, chosen, name)] for name in present]
     return markdown_table(["class", "share of pixels", study.name(BASELINE), *_with_seeds(study, chosen)], lines)
 
 def _class_line(study, rows, name):
