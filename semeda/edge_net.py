@@ -10,6 +10,7 @@ __all__ = ['one_hot', 'embeddings', 'EdgeNet', 'soften', 'soften_like_a_network'
 # %% ../nbs/01_edge_net.ipynb #80e9fa08
 import copy
 import importlib
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -375,3 +376,7 @@ def __getattr__(name: str) -> Any:
     if name not in _IN_FILES:
         raise AttributeError(f"module 'semeda.edge_net' has no attribute {name!r}")
     return getattr(importlib.import_module("semeda.edge_net_files"), name)
+
+# %% ../nbs/01_edge_net.ipynb #c2f58d0b
+if __name__ == "__main__" and "get_ipython" not in globals():
+    sys.exit(importlib.import_module("semeda.edge_net_files").main())

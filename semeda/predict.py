@@ -10,6 +10,7 @@ __all__ = ['PHOTO_FILES', 'find_photos', 'mask_files', 'mask_picture', 'overlay_
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Iterable
@@ -143,7 +144,7 @@ def predict_files(
     names, result = list(found), Predicted()
     batches = [names[i:i + batch_size] for i in range(0, len(names), batch_size)]
     bar = progress(total=len(names), desc="predict", **BAR) if progress else None
-    with ThreadPoolExecutor(min(batch_size, os.cpu_count() or 1)) as pool:
+    with closing(bar) if bar else nullcontext(), ThreadPoolExecutor(min(batch_size, os.cpu_count() or 1)) as pool:
         for batch in batches:
             read = dict(zip(batch, pool.map(_read_or_error, [found[name] for name in batch])))
             _predict_batch(network, read, targets, tile, overlay, batch_size, result)
@@ -152,8 +153,6 @@ def predict_files(
                     tell(f"{found[name]} has no mask: {result.failed[name]}")
             if bar:
                 bar.update(len(batch))
-    if bar:
-        bar.close()
     return result
 
 # %% ../nbs/50_predict.ipynb #ef376954

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ from semeda.edge_net_files import (
 from semeda.edges import edge_map
 from semeda.losses import SemedaLoss
 from semeda.reading import read_label
-from tests.conftest import ROOT, real_data
+from tests.conftest import ROOT, real_data, run
 
 NAN, INF = float("nan"), float("inf")
 WIDE = Image.fromarray(np.full((4, 4), 280, np.uint16))
@@ -332,6 +333,11 @@ def test_a_full_disk_is_one_line(tmp_path, capsys, file_limit):
         assert main([str(folder), str(tmp_path / "x.safetensors"), "--num-classes", "3", "--steps", "1"]) == 2
         line = capsys.readouterr().err.splitlines()[-1]
         assert "cannot be written" in line and [p.name for p in tmp_path.iterdir()] == ["masks"]
+
+
+def test_the_module_is_a_command_too():
+    done = run(sys.executable, "-m", "semeda.edge_net", "--version")
+    assert done.returncode == 0 and done.stdout.startswith("semeda-edge-net ")
 
 
 def test_command_line_help_says_a_name_once(capsys):

@@ -10,6 +10,7 @@ import sys
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import yaml
 from PIL import Image
 
 from semeda.config import Config, resolve
+from semeda.core import InputError
 from semeda.settings import notebook_parameters
 from semeda.trainer import train
 from tests.conftest import ROOT, run, snapshot
@@ -211,6 +213,35 @@ def check_comparison(runs, notebook):
             edges = np.asarray(file.convert("L"))
         rims = (edges[0], edges[-1], edges[:, 0], edges[:, -1])
         assert all((rim == 255).all() for rim in rims), f"{name}.png is clipped"
+
+
+def compare_cells(monkeypatch, last, **parameters):
+    "The cells of the comparison up to the one that holds a text, on two runs of odd names; what they show"
+    config, shown = resolve()[0], []
+    runs = {name: SimpleNamespace(config=config, train_data=[], record={}) for name in ("<img src=x>", "<script>")}
+    monkeypatch.setattr("semeda.plots.run_paths", lambda _: [Path(name) for name in runs])
+    monkeypatch.setattr("semeda.plots.predict_runs", lambda *_, **__: (runs, [], dict.fromkeys(runs, [])))
+    monkeypatch.setattr("IPython.display.display", lambda found: shown.append(found.data))
+    codes = ["".join(cell["source"]) for cell in cells(ROOT / "nbs" / "compare.ipynb") if cell["cell_type"] == "code"]
+    injected = "# Parameters\n" + "".join(f"{name} = {value!r}\n" for name, value in parameters.items())
+    space = dict(In=[codes[0], injected])
+    for code in (codes[0], injected, *codes[1:]):
+        exec(code, space)
+        if last in code:
+            return "".join([*shown, eval(code.splitlines()[-1], space).data])
+
+
+def test_names_in_the_comparison_are_escaped(monkeypatch):
+    text = compare_cells(monkeypatch, "settings = [", run_folders="a,b", images=3)
+    assert "<img" not in text and "<script" not in text and text.count("&lt;script&gt;") >= 2
+
+
+@pytest.mark.parametrize("images, words", [
+    (9999, "images is 9999; expected at most 50"), (0, "images is 0; expected at least 1"),
+    ("abc", "images is 'abc'; expected a number")])
+def test_numbers_of_images_that_the_comparison_refuses(monkeypatch, images, words):
+    with pytest.raises(InputError, match=words):
+        compare_cells(monkeypatch, "settings = [", run_folders="a,b", images=images)
 
 
 def test_papermill_ends_with_the_line(tmp_path):

@@ -378,14 +378,16 @@ def test_export_to_a_full_disk(tmp_path, file_limit, kind):
 
 
 @pytest.mark.parametrize("full", ["at the start", "while it writes"])
-def test_masks_on_a_full_disk(run, photos, tmp_path, capsys, monkeypatch, file_limit, full):
+@pytest.mark.parametrize("bar", [[], ["--quiet"]])
+def test_masks_on_a_full_disk(run, photos, tmp_path, capsys, monkeypatch, file_limit, full, bar):
     if full == "at the start":
         file_limit(100)
     else:
         monkeypatch.setattr(predict, "probe_folder", lambda *_: file_limit(100))
-    assert main([str(run), str(photos / "a.png"), str(tmp_path / "out"), "--overlay", "--quiet"]) == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert "cannot be written" in line and not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert main([str(run), str(photos / "a.png"), str(tmp_path / "out"), "--overlay", *bar]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("semeda-predict: ") and "cannot be written" in line
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_the_help_says_it_once(capsys):
