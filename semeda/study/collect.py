@@ -126,7 +126,9 @@ def _about(folder, out):
 def _measured(folder, given):
     "What a run has reached, with the counts of each image"
     from semeda.evaluate import load_counts
-    metrics = read_json(folder/"metrics.json")
+    metrics = read_metrics(folder)
+    if "cost" not in metrics:
+        raise InputError(f"{folder/'metrics.json'} has no cost; expected that of a run")
     evaluation = _evaluate(folder, metrics, given)
     measured, (counts, about) = read_json(evaluation/"metrics.json"), load_counts(evaluation)
     if abs(measured["miou"] - metrics["miou"]) > .005:
