@@ -173,6 +173,12 @@ def anchors(path: Path) -> set[str]:
     return found
 
 
+@functools.lru_cache(maxsize=None)
+def addresses(site: tuple[Path, ...]) -> dict[Path, Path]:
+    "The notebook behind each page's address"
+    return {nbpath2html(page.resolve()): page.resolve() for page in site}
+
+
 def _leads(path: Path, target: str, known: dict[Path, Path]) -> bool:
     "Whether a link within the site leads to a page, an anchor or a file; `known` maps a page's address to its notebook"
     file, _, anchor = target.partition("#")
@@ -185,7 +191,7 @@ def _leads(path: Path, target: str, known: dict[Path, Path]) -> bool:
 
 def dead_links(path: Path, site: list[Path]) -> list[str]:
     "Links and anchors that lead nowhere"
-    known = {nbpath2html(page.resolve()): page.resolve() for page in [*site, path]}
+    known = addresses(tuple(dict.fromkeys([*site, path])))
     targets = {target for text in texts(path) for target in LINK.findall(text)}
     inner = [target for target in targets if not re.match(r"https?:|mailto:", target)]
     return [f"a dead link: {target}" for target in sorted(inner) if not _leads(path, target, known)]
@@ -193,7 +199,7 @@ def dead_links(path: Path, site: list[Path]) -> list[str]:
 
 def dead_entries(site: list[Path], index: dict[str, dict[str, tuple]], root: Path = NOTEBOOKS) -> list[str]:
     "Public names of nbdev's index, by module, that lead to no heading; methods are shown with their class"
-    known = {nbpath2html(page.resolve()): page.resolve() for page in site}
+    known = addresses(tuple(site))
     found = []
     for module, names in index.items():
         for name, (address, *_) in names.items():
@@ -236,9 +242,10 @@ def stale(path: Path) -> list[str]:
     "Outputs that were not made by the code above them"
     notebook = json.loads(path.read_text(encoding="utf-8"))
     recorded = notebook["metadata"].get("semeda", {}).get("executed")
-    if recorded in (None, fingerprint(notebook)):
+    if recorded == fingerprint(notebook):
         return []
-    return [f"code or outputs have changed since the page was executed: python -m tests.refresh {path.name}"]
+    changed = "code or outputs have changed since the page was executed" if recorded else "the page was never executed"
+    return [f"{changed}: python -m tests.refresh {path.name}"]
 
 
 def faults(path: Path, site: list[Path] | tuple = ()) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 from semeda._modidx import d as nbdev_index
 from semeda._site import escaped
 from tests import pages as site
-from tests.refresh import record
+from tests.refresh import fingerprint, record
 
 PAGES = site.pages()
 IDS = [str(path.relative_to(site.NOTEBOOKS)) for path in PAGES]
@@ -57,6 +57,7 @@ def write_page(folder, *cells, title=TITLE):
     path = folder / "nbs" / "20_page.ipynb"
     path.parent.mkdir(exist_ok=True)
     metadata = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
+    metadata["semeda"] = dict(executed=fingerprint(dict(cells=made)))
     path.write_text(json.dumps(dict(cells=made, metadata=metadata, nbformat=4, nbformat_minor=5)))
     return path
 
@@ -186,6 +187,8 @@ def test_stale_outputs_are_found(project):
         forget()
         [fault] = site.faults(path)
         assert fault.startswith("code or outputs have changed since the page was executed")
+    path.write_text(path.read_text().replace('"executed"', '"else"'))
+    assert site.stale(path) == [f"the page was never executed: python -m tests.refresh {path.name}"]
 
 
 def test_links_to_pages_anchors_and_files_are_followed(project):
