@@ -19,7 +19,7 @@ install:
 # trainings share two cores; the messages are progress and errors of the notebook, without ipykernel's remark on sockets
 DEMO = runs/demo
 DEMO_LOSSES = ppce semeda
-PAPERMILL = env OMP_WAIT_POLICY=PASSIVE papermill --log-output --log-level WARNING --no-progress-bar
+PAPERMILL = OMP_WAIT_POLICY=PASSIVE papermill --log-output --log-level WARNING --no-progress-bar
 QUIET = 2>&1 | sed -u '/IPKernelApp/d'
 # a report shows results without code, and without the cells that say how the notebook is used
 REPORT = jupyter nbconvert --log-level WARN --to html --template classic --no-input --no-prompt \
@@ -36,10 +36,8 @@ demo: install
 	@$(REPORT) --output report "$(DEMO)/PPCE and SEMEDA on scenes.ipynb"
 	@echo; cat $(DEMO)/comparison.md; echo; echo "report: $(CURDIR)/$(DEMO)/report.html"
 
-# PPCE has no Edge net to train and gives way, so that both end at about the same time
-demo-ppce: NICE = nice -n 1
 demo-%:
-	@OMP_NUM_THREADS=2 $(NICE) $(PAPERMILL) nbs/train.ipynb $(DEMO)/train-$*.ipynb -p loss $* -p runs "$(CURDIR)/$(DEMO)" $(QUIET) \
+	@OMP_NUM_THREADS=2 $(PAPERMILL) nbs/train.ipynb $(DEMO)/train-$*.ipynb -p loss $* -p runs "$(CURDIR)/$(DEMO)" $(QUIET) \
 	  | sed -u 's/^./$*: &/'
 
 # the paper's figures from the runs of make demo, each in a process of its own, with one thread
