@@ -71,10 +71,12 @@ endif
 bench: install
 	python -m benchmarks $(BENCH_ARGS)
 
+# three processes on two cores, since some tests wait for others; the type checker runs beside them
 test: install
 	ruff check
-	python -m mypy
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	python -m mypy & types=$$!; \
+	OMP_NUM_THREADS=1 python -m pytest -n 3 --dist loadfile --no-loadscope-reorder || failed=$$?; \
+	wait $$types; exit $$failed
 	OMP_NUM_THREADS=1 nbdev-test nbs --file-re '^[0-9]' --n-workers 2
 
 # the tests of what differs from the last commit, and as many of the fast ones as fit into a minute on 2 cores
