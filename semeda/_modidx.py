@@ -1030,7 +1030,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'semeda.study.run._read_studies': ('study_run.html#_read_studies', 'semeda/study/run.py'),
                                   'semeda.study.run._start': ('study_run.html#_start', 'semeda/study/run.py'),
                                   'semeda.study.run._table': ('study_run.html#_table', 'semeda/study/run.py'),
-                                  'semeda.study.run._taken': ('study_run.html#_taken', 'semeda/study/run.py'),
                                   'semeda.study.run.failures': ('study_run.html#failures', 'semeda/study/run.py'),
                                   'semeda.study.run.job': ('study_run.html#job', 'semeda/study/run.py'),
                                   'semeda.study.run.last_line': ('study_run.html#last_line', 'semeda/study/run.py'),

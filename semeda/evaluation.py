@@ -241,6 +241,7 @@ def _check_names(names: list[str]):
         except UnicodeEncodeError:
             raise InputError(f"image name {name!r} is not UTF-8; expected names that are") from None
 
+# %% ../nbs/36_evaluation.ipynb #ab548453
 def evaluate(
     source: Source, # What to evaluate
     out: str | Path, # Folder to write

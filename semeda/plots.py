@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
+# %% ../nbs/62_plots.ipynb #87a1f14e
 from .core import InputError, progress_bar
 from semeda.curves import (  # noqa: F401 - importable from here as before
     LINE_STYLES,

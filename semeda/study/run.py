@@ -8,7 +8,6 @@ __all__ = ['ERRORS', 'locked', 'trainer_arguments', 'job', 'log_file', 'last_lin
 
 # %% ../../nbs/74_study_run.ipynb #40a80c23
 import argparse
-import fcntl
 import json
 import os
 import re
@@ -16,9 +15,11 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from .. import trainer
 from ..core import Arguments, InputError, command, finite, one_line, percent, probe_folder
@@ -28,16 +29,6 @@ from .plan import STUDIES, SWEEP, check_sweep, has_diverged, is_finished, parame
 from .plan import read_study, result_file, run_folder, runs, studies
 
 # %% ../../nbs/74_study_run.ipynb #0524a76d
-def _taken(path):
-    "A file that is opened and locked; anew where another process has removed it meanwhile"
-    while True:
-        file = open(path, "w")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
-        file.close()
-
 @contextmanager
 def locked(
     folder: Path, # Of a run; the lock is a file beside it
@@ -45,11 +36,11 @@ def locked(
     "Wait until no other process works on a run"
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_name(f".{folder.name}.job")
-    with _taken(path):
+    with FileLock(path):
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True) # before its release, as for the lock of a run folder
 
 def trainer_arguments(
     folder: Path, # Of the run
