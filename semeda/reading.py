@@ -4,24 +4,20 @@
 
 # %% auto #0
 __all__ = ['IMAGE_FORMATS', 'LABEL_FORMATS', 'MODES', 'Colour', 'VOID', 'CITYSCAPES_TRAIN_IDS', 'LABEL_MAPS', 'IMAGE_FILES',
-           'LABEL_FILES', 'SPLITS', 'stored_size', 'read_image', 'parse_size', 'read_numbers', 'check_num_classes',
-           'read_label_map', 'read_label', 'files_by_name', 'label_files', 'match_files', 'check_same_size',
-           'SegmentationData', 'Files', 'pixels_fingerprint', 'files_fingerprint', 'voc_palette', 'check_split',
-           'make_split']
+           'LABEL_FILES', 'stored_size', 'read_image', 'parse_size', 'read_numbers', 'check_num_classes',
+           'read_label_map', 'read_label', 'files_by_name', 'label_files', 'match_files', 'check_same_size']
 
 # %% ../nbs/20_reading.ipynb #a3717c67
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .core import Digest, InputError, content_hash, one_line, some
+from .core import InputError, one_line, some
 
 # %% ../nbs/20_reading.ipynb #334ffa96
 IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM", "WEBP", "JPEG2000")
@@ -278,107 +274,3 @@ def check_same_size(
     (width, height), (w, h) = stored_size(image), label_size
     if (width, height) != (w, h):
         raise InputError(f"image {image} is {width}x{height} but its label is {w}x{h}; expected the same size")
-
-# %% ../nbs/20_reading.ipynb #be8a2cac
-SPLITS = ("train", "val")
-
-@dataclass
-class SegmentationData:
-    "Images and label masks of one split"
-    name: str # Of the dataset
-    images: Sequence[Tensor] # uint8, each of shape (3, H, W), RGB
-    labels: Sequence[Tensor] # uint8, each of shape (H, W): 0..C-1, void 255
-    class_names: list[str] # C names
-    palette: list[Colour] # C colours, 0-255
-    files: list[str] # What each image is called, in messages and figures
-    fingerprint: str # Hash of all images and labels
-
-    @property
-    def num_classes(self) -> int: return len(self.class_names)
-    def __len__(self) -> int: return len(self.images)
-
-# %% ../nbs/20_reading.ipynb #63844f11
-class Files(Sequence[Tensor]):
-    "A sequence that reads its items from files"
-    def __init__(self,
-        files: Iterable[str | Path], # Each must exist
-        read: Callable[[Path], Tensor], # Of one item
-    ):
-        self.files, self.read = [Path(f) for f in files], read
-        for f in self.files:
-            if not f.is_file():
-                raise InputError(f"file {f} does not exist; expected it beside the others of its dataset")
-
-    def __len__(self) -> int: return len(self.files)
-    @overload
-    def __getitem__(self, i: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[Tensor]: ...
-    def __getitem__(self, i):
-        if isinstance(i, slice): return [self.read(f) for f in self.files[i]]
-        return self.read(self.files[i])
-
-# %% ../nbs/20_reading.ipynb #40392e99
-def pixels_fingerprint(
-    images: Iterable[Tensor], # Of a split
-    labels: Iterable[Tensor], # Of the same split
-) -> str: # 16 hexadecimal digits
-    "Hash of decoded images and labels"
-    return content_hash(*images, *labels)
-
-def files_fingerprint(
-    *sequences: Files, # Images and labels of a split
-) -> str: # 16 hexadecimal digits
-    "Hash of the names and sizes of files"
-    digest = Digest()
-    for f in (f for s in sequences for f in s.files): digest.update(f"{f.name} {f.stat().st_size}")
-    return digest.hexdigest()
-
-# %% ../nbs/20_reading.ipynb #04f7e6f3
-def voc_palette(
-    count: int, # Colours wanted, up to 256
-) -> list[Colour]: # Each 0-255
-    "The VOC palette"
-    def channel_of(number: int, channel: int) -> int:
-        return sum((number >> (3 * k + channel) & 1) << (7 - k) for k in range(8))
-    return [(channel_of(i, 0), channel_of(i, 1), channel_of(i, 2)) for i in range(count)]
-
-# %% ../nbs/20_reading.ipynb #20d90aa6
-def check_split(
-    data: SegmentationData, # Of any origin
-) -> SegmentationData: # The same
-    "Refuse images and masks that do not fit together; masks on disk are checked when they are read"
-    check_num_classes(data.num_classes)
-    if not len(data) or len(data.labels) != len(data) or len(data.files) != len(data):
-        raise InputError(f"dataset {data.name} has {len(data)} images, {len(data.labels)} masks and {len(data.files)} "
-                         "names; expected the same number of each, and at least one")
-    count = 1 if isinstance(data.labels, Files) else len(data)
-    for name, image, label in zip(data.files[:count], data.images, data.labels):
-        _check_item(f"{name} of dataset {data.name}", image, label, data.num_classes)
-    return data
-
-def _check_item(name: str, image: Tensor, label: Tensor, num_classes: int):
-    "Refuse an image or a mask of a wrong type, size or class"
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        raise InputError(f"image {name} is {image.dtype} of shape {tuple(image.shape)}; expected uint8 (3, H, W)")
-    if label.dtype != torch.uint8 or label.shape != image.shape[1:]:
-        raise InputError(f"mask {name} is {label.dtype} of shape {tuple(label.shape)}; "
-                         f"expected uint8 {tuple(image.shape[1:])}, as its image")
-    wrong = label[(label >= num_classes) & (label != VOID)].unique().tolist()
-    if wrong: raise InputError(f"mask {name} contains {some(wrong)}; expected 0..{num_classes - 1} or {VOID} (void)")
-
-# %% ../nbs/20_reading.ipynb #9d184faf
-def make_split(
-    name: str, # Of the dataset
-    images: Sequence[Tensor], # uint8, each of shape (3, H, W), RGB
-    labels: Sequence[Tensor], # uint8, each of shape (H, W): 0..C-1, void 255
-    class_names: Sequence[str], # C names
-    palette: Sequence[Colour] | None = None, # C colours; None: those of VOC
-    files: Sequence[str] | None = None, # What each image is called; None: its number
-) -> SegmentationData: # Checked
-    "A split from images and masks"
-    if isinstance(images, Files) and isinstance(labels, Files): fingerprint = files_fingerprint(images, labels)
-    else: fingerprint = pixels_fingerprint(images, labels)
-    names = [str(i) for i in range(len(images))] if files is None else list(files)
-    colours = voc_palette(len(class_names)) if palette is None else list(palette)
-    return check_split(SegmentationData(name, images, labels, list(class_names), colours, names, fingerprint))

@@ -39,7 +39,7 @@ def changed_files():
 
 
 def rooms_of(files):
-    "Modules that files belong to: nbs/24_data.ipynb, semeda/data.py and tests/test_data.py are of data"
+    "Modules that files belong to: nbs/25_data.ipynb, semeda/data.py and tests/test_data.py are of data"
     names = [re.fullmatch(r"(?:nbs/\d+_|semeda/|tests/test_)(\w+)\.(?:ipynb|py)", file) for file in files]
     return {name[1] for name in names if name}
 

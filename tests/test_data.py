@@ -135,7 +135,7 @@ def test_other_size_is_seen_before_resizing(camvid_folder):
     (dict(dataset="semeda.data:VOC_CLASSES"), "dataset 'semeda.data:VOC_CLASSES' is a list; expected a function"),
     (dict(dataset="builtins:str"), "dataset 'builtins:str'"),
     (dict(dataset="semeda.core:one_line"), "returned a str; expected semeda.data.SegmentationData"),
-    (dict(dataset="semeda.reading:check_split"), "failed: AttributeError"),
+    (dict(dataset="semeda.splits:check_split"), "failed: AttributeError"),
 ])
 def test_bad_arguments(given, words):
     with pytest.raises(InputError) as e:

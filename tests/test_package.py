@@ -29,7 +29,7 @@ SLOW = ("torchvision", "lightning_fabric", "torchmetrics", "matplotlib", "scipy"
 
 # a room imports only rooms before it
 ROOMS = """
-markdown core loss_inputs edges edge_net reading edge_net_files frozen_edge_net
+markdown core loss_inputs edges edge_net reading splits edge_net_files frozen_edge_net
 semeda_term losses edge_iou rivals boundary_losses loss_processes loss_records loss_registry
 crops scenes torchvision_data data
 deeplab checkpoints networks trained segment export predict
@@ -37,7 +37,7 @@ counts intervals structure boundary_iou metrics
 launchers loggers config settings run optimise run_setup trainer
 masks report evaluation evaluate
 pictures curves plots explorer widgets
-study.plan study.collect study.results study.tables study.run study.groups study.gains
+study.settings study.plan study.collect study.results study.tables study.claims study.run study.groups study.gains
 """.split()
 
 

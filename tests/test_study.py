@@ -12,7 +12,7 @@ import pytest
 
 from semeda.config import resolve
 from semeda.core import InputError
-from semeda.study import plan
+from semeda.study import plan, settings
 from semeda.study import run as study_run
 from semeda.study.collect import check_result
 from semeda.study.gains import Target, advice, best, by_group, judge, losses_table, needs, targets_table, without_gain
@@ -80,9 +80,9 @@ def test_installed_package_runs_what_is_missing(swept):
 
 def test_killed_run_ends_as_an_undisturbed_one(swept, tmp_path):
     work, interrupted = swept[:2]
-    [study] = plan.studies(json.loads((work / "tiny.json").read_text()))
+    [study] = settings.studies(json.loads((work / "tiny.json").read_text()))
     row = interrupted.name.removesuffix("-s0")
-    given = plan.parameters(study, row, 0)
+    given = settings.parameters(study, row, 0)
     assert study_run.job(tmp_path / "tiny" / f"{row}-s0", given, tmp_path / "results" / "tiny" / f"{row}-s0.json") == 0
     again, undisturbed = (json.loads((f / "tiny" / f"{row}-s0.json").read_text())
                           for f in (work / "results", tmp_path / "results"))
@@ -148,7 +148,7 @@ def test_spoilt_files_of_a_run_are_told_in_a_line(tmp_path, monkeypatch, capsys,
     (tmp_path / "one.json").write_text(json.dumps(config))
     folder = tmp_path / "runs" / "one" / "table1_01-s0"
     folder.mkdir(parents=True)
-    resolved = asdict(resolve(**plan.parameters(plan.studies(config)[0], "table1_01", 0))[0])
+    resolved = asdict(resolve(**settings.parameters(settings.studies(config)[0], "table1_01", 0))[0])
     (folder / "config.json").write_text(json.dumps(dict(config=resolved, data={}, initial_weights="")))
     if name != "diverged.json":
         (folder / "metrics.json").write_text("{}")
@@ -206,8 +206,8 @@ def test_labels_of_results_hold_no_html():
 def test_the_papers_studies_take_caffe_weights_alone(monkeypatch, tmp_path, name):
     "A file with torchvision's keys, such as their resnet101, is then refused without init_style"
     monkeypatch.setenv("SEMEDA_DATA", str(tmp_path))
-    for study in plan.studies(plan.read_study(name)):
-        config = resolve(**plan.parameters(study, "table1_01", 0))[0]
+    for study in settings.studies(settings.read_study(name)):
+        config = resolve(**settings.parameters(study, "table1_01", 0))[0]
         assert (config.style, config.init_style, config.backbone) == ("caffe", "", "resnet101")
 
 
@@ -252,17 +252,17 @@ def test_a_wrong_study_is_refused_in_a_line(tmp_path, config, line):
     path = tmp_path / "study.json"
     path.write_text(json.dumps(dict(study="one") | config if isinstance(config, dict) else config))
     with pytest.raises(InputError) as error:
-        plan.studies(plan.read_study(path))
+        settings.studies(settings.read_study(path))
     assert line in str(error.value) and "\n" not in str(error.value)
 
 
 def test_groups_make_a_study_each():
     rows = dict(rows=["table1_01", "table1_02"], one_seed=["table1_02"], seeds=[0, 1])
     config = dict(study="drives", groups=["a", "b"], budget=dict(iterations=3)) | rows
-    found = plan.studies(config)
+    found = settings.studies(config)
     assert [study["study"] for study in found] == ["drives_a", "drives_b"]
     assert found[1]["budget"] == dict(iterations=3, val_group="b")
-    of_first = [(row, seed) for study, row, seed in plan.runs(found) if study["study"] == "drives_a"]
+    of_first = [(row, seed) for study, row, seed in settings.runs(found) if study["study"] == "drives_a"]
     assert of_first == [("table1_01", 0), ("table1_02", 0), ("table1_01", 1)]
 
 

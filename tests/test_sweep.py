@@ -12,7 +12,7 @@ import torch
 from semeda.core import InputError
 from semeda.loss_registry import TABLE1
 from semeda.metrics import paired_bootstrap
-from semeda.study import plan
+from semeda.study import plan, settings
 from semeda.study import run as study_run
 from semeda.study.collect import check_result, collect, committed, pack, unpack
 from semeda.study.results import Study, claim, label_of, over_seeds_and_images, verdict
@@ -102,8 +102,8 @@ def test_a_run_that_diverged_is_not_run_again_and_is_a_result(diverged):
     assert record["config"]["lr"] == 1e6 and "metrics" not in record
     study = Study(folder / "results" / "tiny", resamples=20)
     assert study.rows()[-1] == "diverges" and list(study.diverged["diverges"]) == [0] and "diverges" not in study.runs
-    settings = plan.SWEEP | dict(runs=folder / "runs", results=folder / "results")
-    assert not study_run.failures(plan.studies(study_in(folder, rows=["diverges"]), "table1"), "table1", settings)
+    sweep = settings.SWEEP | dict(runs=folder / "runs", results=folder / "results")
+    assert not study_run.failures(settings.studies(study_in(folder, rows=["diverges"]), "table1"), "table1", sweep)
 
 
 def test_a_figure_without_its_baseline_is_refused(diverged):
@@ -127,7 +127,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(finished):
 
 
 def test_plan_leaves_out_runs_whose_result_is_there(finished):
-    folder, study = finished[0], plan.studies(study_in(finished[0], seeds=[0, 1]), "table1")
+    folder, study = finished[0], settings.studies(study_in(finished[0], seeds=[0, 1]), "table1")
     kept = folder / "kept" / "tiny" / "table1_01-s1.json"
     kept.parent.mkdir(parents=True)
     kept.write_text("{}")
@@ -146,14 +146,14 @@ def test_plan_leaves_out_runs_whose_result_is_there(finished):
 def test_a_wrong_study_is_refused_in_a_line(finished, config, line):
     where, target = finished[0] / "runs", "table1"
     with pytest.raises(ValueError, match="(?s).+") as error:
-        plan.plan(plan.studies(study_in(where.parent, **config), target), where)
+        plan.plan(settings.studies(study_in(where.parent, **config), target), where)
     assert line in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.fixture(scope="module")
 def result(finished):
     folder = finished[0]
-    given = plan.parameters(plan.studies(study_in(folder), "table1")[0], "table1_01", 0)
+    given = settings.parameters(settings.studies(study_in(folder), "table1")[0], "table1_01", 0)
     path = folder / "results" / "tiny" / "table1_01-s0.json"
     collect(folder / "runs" / "tiny" / "table1_01-s0", path, given)
     return path, given
@@ -197,7 +197,7 @@ def test_result_that_is_not_what_its_name_says_is_refused(result, name, change, 
 ])
 def test_result_of_another_configuration_is_refused(result, diverged, key, value):
     folder = diverged[0]
-    of_diverged = plan.parameters(study_in(folder) | dict(init_weights=""), "diverges", 0)
+    of_diverged = settings.parameters(study_in(folder) | dict(init_weights=""), "diverges", 0)
     for path, given in (result, (folder / "results" / "tiny" / "diverges-s0.json", of_diverged)):
         record = json.loads(path.read_text())
         check_result(record, "tiny", path.stem, given)
@@ -211,8 +211,8 @@ def test_committed_results_are_what_their_names_say():
     assert {study["study"] for _, study in found} == folders and len(found) > 50
     for path, study in found:
         row, _, seed = path.stem.rpartition("-s")
-        known = row in [*study["variants"], *plan.TARGETS["table1"]] and seed.isdecimal()
-        given = plan.parameters(study, row, int(seed)) if known else None
+        known = row in [*study["variants"], *settings.TARGETS["table1"]] and seed.isdecimal()
+        given = settings.parameters(study, row, int(seed)) if known else None
         check_result(json.loads(path.read_text()), study["study"], path.stem, given)
 
 
@@ -225,9 +225,9 @@ def test_late_runs_start_where_the_long_ones_end():
 
 
 def test_initial_weights_of_each_seed(tmp_path):
-    [study] = plan.studies(study_in(tmp_path, init_weights=str(tmp_path / "w-s{seed}.pt")), "table1")
+    [study] = settings.studies(study_in(tmp_path, init_weights=str(tmp_path / "w-s{seed}.pt")), "table1")
     for seed in (0, 12):
-        assert plan.parameters(study, "table1_01", seed)["init_weights"] == str(tmp_path / f"w-s{seed}.pt")
+        assert settings.parameters(study, "table1_01", seed)["init_weights"] == str(tmp_path / f"w-s{seed}.pt")
 
 
 def test_rows_are_named_by_their_loss():
@@ -240,12 +240,12 @@ def test_rows_are_named_by_their_loss():
 
 def test_studies_can_be_run(monkeypatch, tmp_path):
     monkeypatch.setenv("SEMEDA_DATA", str(tmp_path))
-    files = sorted(plan.STUDIES.glob("*.yaml"))
+    files = sorted(settings.STUDIES.glob("*.yaml"))
     assert files
     for path in files:
-        for target in plan.TARGETS:
-            studies = plan.studies(plan.read_study(path), target)
-            assert plan.plan(studies, tmp_path)[-1].startswith(f"{len(plan.runs(studies))} runs, 0 finished")
+        for target in settings.TARGETS:
+            studies = settings.studies(settings.read_study(path), target)
+            assert plan.plan(studies, tmp_path)[-1].startswith(f"{len(settings.runs(studies))} runs, 0 finished")
 
 
 def test_table_has_diverged_runs_and_rows_that_were_not_run(result, diverged):
