@@ -79,21 +79,25 @@ def _one_minus_mean(ious, counted):
 
 # %% ../nbs/05_edge_iou.ipynb #cc72ad6b
 def _edge_pairs(labels, known, down, right):
-    "Pairs of labelled pixels of two classes: flat numbers of their first and second pixels, and their classes"
-    height, width = labels.shape[-2:]
-    number = torch.arange(labels.numel(), device=labels.device).view(labels.shape)
+    "Flat numbers of the first and second pixels of the pairs of labelled pixels of two classes"
     first, second = offset_pairs(labels, down, right)
     known_first, known_second = offset_pairs(known, down, right)
-    differ = (first != second) & known_first & known_second
-    number_first, number_second = offset_pairs(number, down, right)
-    return number_first[differ], number_second[differ], first[differ], second[differ]
+    at_first = torch.zeros_like(known)
+    offset_pairs(at_first, down, right)[0].copy_((first != second) & known_first & known_second)
+    numbers = at_first.view(-1).nonzero().squeeze(1)
+    return numbers, numbers + (down * labels.shape[-1] + right)
 
 # %% ../nbs/05_edge_iou.ipynb #862ce288
-def _falls(labels, known, reach):
-    "Flat numbers of the pixels from and to which a class's map should fall, and that class, over the four directions"
-    lists = [_edge_pairs(labels, known, down, right) for down, right in offsets(reach)]
-    first, second, class_first, class_second = (torch.cat(parts) for parts in zip(*lists))
-    return torch.cat([first, second]), torch.cat([second, first]), torch.cat([class_first, class_second])
+def _falls(labels, known, reach, num_classes):
+    "From and to where a class's map should fall, numbers in maps of shape (B, C, H, W), and that class; all directions"
+    pairs = [_edge_pairs(labels, known, down, right) for down, right in offsets(reach)]
+    first, second = (torch.cat(numbers) for numbers in zip(*pairs))
+    classes = labels.reshape(-1)[torch.cat([first, second])]
+    area = labels.shape[-2] * labels.shape[-1]
+    before = first.div(area, rounding_mode="floor") * ((num_classes - 1) * area) # maps of earlier images
+    first, second = first + before, second + before
+    map_of_class = classes * area
+    return torch.cat([first, second]) + map_of_class, torch.cat([second, first]) + map_of_class, classes
 
 # %% ../nbs/05_edge_iou.ipynb #2c32121b
 def _lengths_and_signs(p, known, reach, signs):
@@ -117,13 +121,11 @@ def _lengths_and_signs(p, known, reach, signs):
 def _matches_and_signs(p, falls, signs):
     "Matched length of each class; adds the sign of each matched fall to `signs`, int8, shape of p"
     start, end, classes = falls
-    channels, area = p.shape[1], p.shape[2] * p.shape[3]
-    start, end = ((pixel // area * channels + classes) * area + pixel % area for pixel in (start, end))
-    flat = p.reshape(-1) # `start` and `end` are numbers in it now
-    fall = (flat[start] - flat[end]).clamp(min=0)
+    flat = p.reshape(-1)
+    fall = (flat[start] - flat[end]).clamp_(min=0)
     sign = (fall > 0).to(torch.int8)
     signs.view(-1).index_add_(0, start, sign).index_add_(0, end, -sign)
-    return p.new_zeros(channels).index_add_(0, classes, fall)
+    return p.new_zeros(p.shape[1]).index_add_(0, classes, fall)
 
 # %% ../nbs/05_edge_iou.ipynb #8c2ee235
 class _EdgeSums(torch.autograd.Function):
@@ -132,12 +134,14 @@ class _EdgeSums(torch.autograd.Function):
     def forward(ctx, p, labels, known, reaches):
         lengths, matches, counts = (p.new_zeros(len(reaches), p.shape[1]) for _ in range(3))
         signs = torch.zeros(2, len(reaches), *p.shape, dtype=torch.int8, device=p.device)
+        at_a_time = max(1, 2**20 // p[0, 0].numel()) # maps that stay in the cache
         for i, reach in enumerate(reaches):
-            falls = _falls(labels, known, reach)
+            falls = _falls(labels, known, reach, p.shape[1])
             counts[i].index_add_(0, falls[2], torch.ones_like(falls[2], dtype=p.dtype))
             matches[i] = _matches_and_signs(p, falls, signs[1, i])
-            for image, known_image, sign in zip(p, known, signs[0, i]): # one image at a time stays in the cache
-                lengths[i] += _lengths_and_signs(image[None], known_image[None], reach, sign[None])
+            for maps, of_maps, known_image in zip(p.split(1), signs[0, i].split(1), known.split(1)):
+                parts = zip(maps.split(at_a_time, dim=1), of_maps.split(at_a_time, dim=1))
+                lengths[i] += torch.cat([_lengths_and_signs(a, known_image, reach, sign) for a, sign in parts])
         ctx.save_for_backward(signs)
         ctx.mark_non_differentiable(counts)
         return lengths, matches, counts
