@@ -92,7 +92,7 @@ def _falls(labels, known, reach, num_classes):
     "From and to where a class's map should fall, numbers in maps of shape (B, C, H, W), and that class; all directions"
     pairs = [_edge_pairs(labels, known, down, right) for down, right in offsets(reach)]
     first, second = (torch.cat(numbers) for numbers in zip(*pairs))
-    classes = labels.reshape(-1)[torch.cat([first, second])]
+    classes = labels.reshape(-1).index_select(0, torch.cat([first, second]))
     area = labels.shape[-2] * labels.shape[-1]
     before = first.div(area, rounding_mode="floor") * ((num_classes - 1) * area) # maps of earlier images
     first, second = first + before, second + before
@@ -122,7 +122,7 @@ def _matches_and_signs(p, falls, signs):
     "Matched length of each class; adds the sign of each matched fall to `signs`, int8, shape of p"
     start, end, classes = falls
     flat = p.reshape(-1)
-    fall = (flat[start] - flat[end]).clamp_(min=0)
+    fall = (flat.index_select(0, start) - flat.index_select(0, end)).clamp_(min=0)
     sign = (fall > 0).to(torch.int8)
     signs.view(-1).index_add_(0, start, sign).index_add_(0, end, -sign)
     return p.new_zeros(p.shape[1]).index_add_(0, classes, fall)
