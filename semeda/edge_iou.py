@@ -58,8 +58,9 @@ def edge_iou_by_definition(
     labels: Tensor, # Integer labels in 0..C-1 or `ignore_index`, shape (B, H, W)
     reaches: tuple[int, ...] = REACHES, # Lengths of the offsets in pixels
     ignore_index: int = 255, # Label of void pixels
+    false_weight: float = 1., # Of an edge that the label does not have, against one that is missing
 ) -> Tensor: # Scalar in 0..1
-    "One minus the soft IoU of signed semantic edges, as eq. 3 and 4 are written"
+    "One minus the soft IoU of signed semantic edges, as eq. 3 and 4 are written; with a weight of false edges, eq. 6"
     logits, labels, void = checked(logits, labels, ignore_index)
     p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
     y = one_hot(labels, logits.shape[1], void, p.dtype)
@@ -67,7 +68,8 @@ def edge_iou_by_definition(
     ious, counted = [], []
     for reach in reaches:
         a, b, difference = (edge_length(m, known, reach) for m in (p, y, p - y))
-        ious.append((a + b - difference) / (a + b + difference).clamp(min=1e-6))
+        union = a + b + difference + (false_weight - 1) * (a + difference - b)
+        ious.append((a + b - difference) / union.clamp(min=1e-6))
         counted.append(b > 0)
     return _one_minus_mean(torch.stack(ious), torch.stack(counted))
 
@@ -163,14 +165,16 @@ def edge_iou(
     labels: Tensor, # Integer labels in 0..C-1 or `ignore_index`, shape (B, H, W)
     reaches: tuple[int, ...] = REACHES, # Lengths of the offsets in pixels
     ignore_index: int = 255, # Label of void pixels
+    false_weight: float = 1., # Of an edge that the label does not have, against one that is missing
 ) -> Tensor: # Scalar in 0..1; differentiable once
-    "One minus the soft IoU of signed semantic edges, eq. 4 with eq. 5; no edges give 0 with a gradient of 0"
+    "One minus the soft IoU of signed semantic edges, eq. 4 with eq. 5 or 6; no edges give 0 with a gradient of 0"
     if torch.compiler.is_compiling(): # a compiler makes its own way through the equation
-        return edge_iou_by_definition(logits, labels, reaches, ignore_index)
+        return edge_iou_by_definition(logits, labels, reaches, ignore_index, false_weight)
     logits, labels, void = checked(logits, labels, ignore_index)
     p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
     lengths, matches, counts = _EdgeSums.apply(p, labels.long(), labels != void, tuple(reaches))
-    ious = matches / (lengths + counts - matches).clamp(min=1e-6)
+    union = lengths + counts - matches + (false_weight - 1) * (lengths - matches)
+    ious = matches / union.clamp(min=1e-6)
     return _one_minus_mean(ious, counts > 0)
 
 # %% ../nbs/05_edge_iou.ipynb #dd03e6d3
@@ -188,10 +192,12 @@ class EdgeIoULoss(nn.Module):
         reaches: tuple[int, ...] = REACHES, # Lengths of the offsets in pixels
         base: nn.Module | None = None, # The loss it is added to; by default cross-entropy
         ignore_index: int = 255, # Label of void pixels
+        false_weight: float = 1., # Of an edge that the label does not have, against one that is missing
     ):
         super().__init__()
         self.weight, self.reaches = finite("weight", weight, low=0), _checked_reaches(reaches)
         self.base, self.ignore_index = base, ignore_index
+        self.false_weight = finite("false_weight", false_weight, low=0)
         self.terms: dict[str, Tensor] = {}
 
     def forward(self,
@@ -200,11 +206,12 @@ class EdgeIoULoss(nn.Module):
     ) -> Tensor: # Scalar
         "The loss of one batch; its terms are kept in `terms`"
         base = ppce(logits, labels, self.ignore_index) if self.base is None else self.base(logits, labels)
-        edges = self.weight * edge_iou(logits, labels, self.reaches, self.ignore_index)
+        edges = self.weight * edge_iou(logits, labels, self.reaches, self.ignore_index, self.false_weight)
         first = dict(ppce=base.detach()) if self.base is None else dict(getattr(self.base, "terms", {}))
         self.terms = first | dict(edge_iou=edges.detach())
         return base + edges
 
     def extra_repr(self) -> str:
         "The settings, as `repr` shows them"
-        return f"weight={self.weight:g}, reaches={self.reaches}, ignore_index={self.ignore_index}"
+        return (f"weight={self.weight:g}, reaches={self.reaches}, ignore_index={self.ignore_index}, "
+                f"false_weight={self.false_weight:g}")

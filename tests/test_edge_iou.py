@@ -1,19 +1,22 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from semeda.core import InputError
 from semeda.edge_iou import EdgeIoULoss, edge_iou, edge_iou_by_definition, offset_pairs, offsets
 
 
-def brute_force(logits, labels, reaches, ignore_index=255):
-    "Eq. 3 and 4, pair by pair"
+def brute_force(logits, labels, reaches, ignore_index=255, false_weight=1.):
+    "Eq. 4 and 6, pair by pair: what prediction and label share, what each has alone"
     p = logits.softmax(dim=1).tolist()
     batch, classes, height, width = logits.shape
     total, count = 0., 0
     for reach in reaches:
         for c in range(classes):
-            of_prediction = of_label = of_difference = 0.
+            shared = of_label = false = missing = 0.
             for b in range(batch):
                 for i in range(height):
                     for j in range(width):
@@ -26,12 +29,13 @@ def brute_force(logits, labels, reaches, ignore_index=255):
                                 continue
                             d = p[b][c][i][j] - p[b][c][k][m]
                             e = (first == c) - (second == c)
-                            of_prediction += abs(d)
+                            both = min(abs(d), abs(e)) if d * e > 0 else 0.
+                            shared += both
                             of_label += abs(e)
-                            of_difference += abs(d - e)
+                            false += abs(d) - both
+                            missing += abs(e) - both
             if of_label:
-                union = of_prediction + of_label + of_difference
-                total += (of_prediction + of_label - of_difference) / union
+                total += shared / (shared + false_weight * false + missing)
                 count += 1
     return 1 - total / count if count else 0.
 
@@ -54,19 +58,23 @@ def case(seed, shape, classes, void=.2):
     classes=st.integers(2, 4),
     reaches=st.sampled_from([(1,), (2,), (1, 3), (2, 4, 8)]),
     void=st.sampled_from([0, 0.3]),
+    false_weight=st.sampled_from([1., 0., 2.5]),
 )
-def test_equals_the_definition(seed, batch, height, width, classes, reaches, void):
+def test_equals_the_definition(seed, batch, height, width, classes, reaches, void, false_weight):
     logits, labels = case(seed, (batch, height, width), classes, void)
-    expected = brute_force(logits, labels, reaches)
-    assert edge_iou(logits, labels, reaches).item() == pytest.approx(expected, abs=1e-12)
-    assert edge_iou_by_definition(logits, labels, reaches).item() == pytest.approx(expected, abs=1e-12)
+    expected = brute_force(logits, labels, reaches, false_weight=false_weight)
+    for loss in (edge_iou, edge_iou_by_definition):
+        assert loss(logits, labels, reaches, false_weight=false_weight).item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_gradients():
+@pytest.mark.parametrize("settings_of_loss", [{}, dict(false_weight=2.)])
+def test_gradients(settings_of_loss):
     logits, labels = case(3, (2, 6, 7), 3)
     logits.requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: edge_iou(z, labels, (1, 2)), logits)
-    grads = [torch.autograd.grad(f(logits, labels), logits)[0] for f in (edge_iou, edge_iou_by_definition)]
+    fast = partial(edge_iou, labels=labels, **settings_of_loss)
+    by_definition = partial(edge_iou_by_definition, labels=labels, **settings_of_loss)
+    assert torch.autograd.gradcheck(partial(fast, reaches=(1, 2)), logits)
+    grads = [torch.autograd.grad(loss(logits), logits)[0] for loss in (fast, by_definition)]
     torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-14)
 
 
@@ -128,3 +136,9 @@ def test_terms_of_its_own_and_of_another_base():
     total = outer(logits, labels)
     assert outer.terms["ppce"] == loss.terms["ppce"] and outer.terms["edge_iou"] == loss.terms["edge_iou"] / 2
     assert total == pytest.approx((1.5 * loss.terms["edge_iou"] + loss.terms["ppce"]).item())
+
+
+@pytest.mark.parametrize("weight", [-1., float("nan"), "two"])
+def test_a_weight_of_false_edges_that_is_none(weight):
+    with pytest.raises(InputError, match="false_weight"):
+        EdgeIoULoss(false_weight=weight)
