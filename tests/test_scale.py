@@ -37,6 +37,7 @@ SMALL = dict(
     max_width=3,
 )
 LOSSES = ("ppce_edges", "ubernet", "edge_weighted")
+A_PIXEL = 5e-4 # that a score moves by where a pixel's two largest logits are equal but for rounding
 
 
 def arguments(root, name, **changes):
@@ -157,20 +158,21 @@ def test_torchrun(root):
     status, out, err = torchrun(**arguments(root, "two"))
     assert status == 0, err
     assert difference(root, "whole", "two") < 1e-5
-    assert metrics(root, "two") == pytest.approx(metrics(root, "whole"), abs=1e-6)
+    assert metrics(root, "two") == pytest.approx(metrics(root, "whole"), abs=A_PIXEL)
     history = [
-        np.genfromtxt(root / "runs" / name / "history.csv", delimiter=",", skip_header=1) for name in ("whole", "two")
+        np.genfromtxt(root / "runs" / name / "history.csv", delimiter=",", names=True) for name in ("whole", "two")
     ]
-    assert np.allclose(*history, rtol=1e-4, equal_nan=True)
+    for column in history[0].dtype.names:
+        tolerance = dict(atol=A_PIXEL) if column.startswith("val_") else dict(rtol=1e-4)
+        assert np.allclose(*(rows[column] for rows in history), equal_nan=True, **tolerance), column
     assert json.loads((root / "runs" / "two" / "config.json").read_text())["config"]["devices"] == 2
     assert out.count("two: mIoU") == 1 and err.count("| 0/4 [") == 1 # summary and progress of one process
 
 
 @pytest.mark.parametrize("name", ["one-two", "two-one"])
 def test_resumed_on_another_number_of_processes(root, name):
-    assert difference(root, "whole", name) < 1e-5 and metrics(root, name) == pytest.approx(
-        metrics(root, "whole"), abs=1e-6
-    )
+    assert difference(root, "whole", name) < 1e-5
+    assert metrics(root, name) == pytest.approx(metrics(root, "whole"), abs=A_PIXEL)
     assert (
         json.loads((root / "runs" / name / "metrics.json").read_text())["cost"]["steps_timed"] == 2
     )  # of 4: it went on, and did not begin again
