@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from semeda.core import InputError
 from semeda.edge_iou import EdgeIoULoss, edge_iou, edge_iou_by_definition, offset_pairs, offsets
+from semeda.loss_registry import build_loss
 
 
 def brute_force(logits, labels, reaches, ignore_index=255, false_weight=1.):
@@ -142,3 +143,21 @@ def test_terms_of_its_own_and_of_another_base():
 def test_a_weight_of_false_edges_that_is_none(weight):
     with pytest.raises(InputError, match="false_weight"):
         EdgeIoULoss(false_weight=weight)
+
+
+def test_module_weighs_false_edges():
+    logits, labels = case(1, (2, 9, 9), 3)
+    for loss in (EdgeIoULoss(false_weight=3.), build_loss("edge_iou(false_weight=3)")):
+        loss(logits, labels)
+        assert loss.terms["edge_iou"].item() == pytest.approx(2 * edge_iou(logits, labels, false_weight=3.).item())
+    assert edge_iou(logits, labels, false_weight=3.) > edge_iou(logits, labels)
+
+
+def test_maps_that_are_taken_a_few_at_a_time():
+    "Maps of 2**19 pixels go two at a time, so five classes come in three parts"
+    logits, labels = case(2, (2, 64, 128), 5)
+    logits = logits.repeat_interleave(8, 2).repeat_interleave(8, 3).requires_grad_()
+    labels = labels.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    values = [loss(logits, labels, (4,)) for loss in (edge_iou, edge_iou_by_definition)]
+    torch.testing.assert_close(*values, rtol=1e-10, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(value, logits)[0] for value in values), rtol=1e-9, atol=1e-16)

@@ -273,7 +273,7 @@ def training_curves(
         runs = [groups.studies[group].runs[row][seed]["validated"] for group, seed in pairs]
         scores = [100 * statistics.mean(point["val_miou"] for point in points) for points in zip(*runs)]
         ax.plot([point["step"] for point in runs[0]], scores, style, label=groups.label(row))
-    ax.set(xlabel="step", ylabel="mIoU (%)", title=f"{groups.name}: mean of {len(pairs)} runs a row")
+    ax.set(xlabel="step", ylabel="mIoU (%)", title=f"{groups.name}: mean of {_number(len(pairs), 'run')} a row")
     ax.legend(loc="center left", bbox_to_anchor=(1, .5), frameon=False)
     fig.tight_layout()
     return fig
