@@ -33,6 +33,7 @@ from .metrics import reported_scores
 from .reading import read_label_map
 from .report import WIDTHS, chosen_images, difference_rows, score_tables # noqa: F401, also found here
 from .segment import predict_images
+from .sieve import sieve
 from .trained import load_network
 from .trainer import load_run
 
@@ -46,6 +47,19 @@ def _readings(num_classes: int, ignore_index: int, pred_map: str | Path, label_m
     maps = [read_label_map(given, num_classes) if given else None for given in (pred_map, label_map)]
     of_prediction, of_label = (Reading(num_classes, ignore_index, label_map, colours) for label_map in maps)
     return of_prediction, of_label
+
+# %% ../nbs/38_scoring.ipynb #sv380002
+def _add_sieve(source: Source, min_area: Any) -> Source:
+    "The same with pieces of the predictions under `min_area` pixels given to their neighbours"
+    min_area = whole_number("min_area", min_area, 0, 2**31 - 1)
+    if not min_area:
+        return source
+
+    def sieved(i: int) -> tuple[Tensor, Tensor]:
+        "Prediction and label of an image"
+        prediction, label = source.read(i)
+        return sieve(prediction, min_area), label
+    return replace(source, read=sieved, config=source.config | dict(min_area=min_area))
 
 # %% ../nbs/38_scoring.ipynb #6c70d3f3
 def evaluate_folders(
@@ -65,6 +79,7 @@ def evaluate_folders(
     pred_map: str | Path = "", # "cityscapes", or a file with a number of the predictions and its class a line
     label_map: str | Path = "", # The same of labels
     resize: str = "", # "nearest": resize predictions of another size to their label's
+    min_area: int = 0, # Pieces of the predictions of fewer pixels join their neighbours, see `sieve`
 ) -> dict: # What metrics.json holds
     "Evaluate a folder of predicted masks against a folder of labels"
     num_classes = whole_number("num_classes", num_classes, 1, 255)
@@ -85,7 +100,8 @@ def evaluate_folders(
     files = list(pairs.values())
     read = lambda i: read_masks(*files[i], of_pred, of_label, bool(resize))
     config |= {name: value for name, value in further.items() if value}
-    return evaluate(Source(list(pairs), read, names, colours[:num_classes], config), out, progress)
+    source = Source(list(pairs), read, names, colours[:num_classes], config)
+    return evaluate(_add_sieve(source, min_area), out, progress)
 
 # %% ../nbs/38_scoring.ipynb #bc63bb3d
 def _own_data(run_folder: str | Path, changes: dict) -> tuple[Any, Callable, dict]:
@@ -122,6 +138,7 @@ def evaluate_run(
     *,
     split: str = "", # Of the data; empty: the run's validation data
     dataset: str = "", # Another dataset of the same classes; empty: the run's
+    min_area: int = 0, # Pieces of the predictions of fewer pixels join their neighbours, see `sieve`
     **changes: Any, # Parameters of the run to change, such as `data_root` on another machine
 ) -> dict: # What metrics.json holds
     "Evaluate a finished run on its validation split, or on other data"
@@ -136,7 +153,8 @@ def evaluate_run(
                   max_width=max_width, void=void or about["void"], **further)
     read = lambda i: (predict(i), data.labels[i])
     names = [str(file) for file in data.files]
-    return evaluate(Source(names, read, data.class_names, data.palette, config), out, progress)
+    source = Source(names, read, data.class_names, data.palette, config)
+    return evaluate(_add_sieve(source, min_area), out, progress)
 
 # %% ../nbs/38_scoring.ipynb #681b5371
 def load_counts(
@@ -242,6 +260,8 @@ def _parser() -> Arguments:
     add("--max-width", metavar="W", type=int, default=40, help="trimap widths 1..W in pixels, up to 254 [40]")
     add("--void", choices=("ignore", "label"),
         help="boundaries at void: none, or as at a class [ignore; with --run, the run's]")
+    add("--min-area", metavar="PIXELS", type=int, default=0,
+        help="pieces of predictions under so many pixels join their neighbours [0: none]")
     _add_layout(parser.add_argument_group("how masks are stored"))
     _add_data(parser.add_argument_group("with --run"))
     add("--plugin", metavar="MODULE", help="modules to import that register metrics, with commas between")
@@ -300,8 +320,9 @@ def _import_plugins(names: str):
 def _evaluate_as_asked(args: Namespace) -> dict:
     "Evaluate what the arguments say"
     if args.run:
-        return evaluate_run(args.run, args.out, args.max_width, args.void, **_options(args, FOR_RUNS))
-    given = _options(args, FOR_FOLDERS)
+        given = _options(args, FOR_RUNS) | dict(min_area=args.min_area)
+        return evaluate_run(args.run, args.out, args.max_width, args.void, **given)
+    given = _options(args, FOR_FOLDERS) | dict(min_area=args.min_area)
     given["num_classes"] = given.pop("classes")
     return evaluate_folders(out=args.out, max_width=args.max_width, void=args.void or "ignore", **given)
 

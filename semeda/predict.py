@@ -26,6 +26,7 @@ from .export import FORMATS, export_network
 from .reading import files_by_name
 from .segment import predict_image # noqa: F401 - for those who import it from here
 from .segment import predict_images, predict_tiles, read_photo
+from .sieve import sieve
 from .trained import TrainedNetwork, load_network
 
 _all_ = ["load_network", "predict_image"] # of the rooms above, for those who import from here
@@ -106,17 +107,22 @@ def _read_or_error(path):
     except MemoryError:
         return InputError(f"image {path} does not fit into memory")
 
-def _segment(network, photos, tile, batch_size):
+def _masks(network, photos, tile, batch_size):
+    "Masks of photos"
+    if tile:
+        return [predict_tiles(network.net, photo, tile, network.style, batch_size) for photo in photos]
+    return predict_images(network.net, photos, network.style, network.image_size)
+
+def _segment(network, photos, tile, batch_size, min_area=0):
     "Masks of photos; an `InputError` in place of one that does not fit into memory"
     try:
-        if tile:
-            return [predict_tiles(network.net, photo, tile, network.style, batch_size) for photo in photos]
-        return predict_images(network.net, photos, network.style, network.image_size)
+        masks = _masks(network, photos, tile, batch_size)
+        return [sieve(mask, min_area) for mask in masks] if min_area else masks
     except (RuntimeError, MemoryError) as e:
         if not is_out_of_memory(e):
             raise
     if len(photos) > 1:
-        return [_segment(network, [photo], tile, 1)[0] for photo in photos]
+        return [_segment(network, [photo], tile, 1, min_area)[0] for photo in photos]
     height, width = photos[0].shape[1:]
     return [InputError(f"image of {width}x{height} does not fit into memory; expected --tile, or smaller tiles")]
 
@@ -136,6 +142,7 @@ def predict_files(
     batch_size: int = 4, # Photos, or tiles, that go through the network together
     progress: Callable | None = None, # Progress bar, such as `tqdm`
     tell: Callable[[str], None] = print, # Told why a photo has no mask
+    min_area: int = 0, # Pieces of fewer pixels of a mask join their neighbours, see `sieve`
 ) -> Predicted:
     "Segment photos and write their masks"
     found = find_photos(photos)
@@ -147,7 +154,7 @@ def predict_files(
     with closing(bar) if bar else nullcontext(), ThreadPoolExecutor(min(batch_size, os.cpu_count() or 1)) as pool:
         for batch in batches:
             read = dict(zip(batch, pool.map(_read_or_error, [found[name] for name in batch])))
-            _predict_batch(network, read, targets, tile, overlay, batch_size, result)
+            _predict_batch(network, read, targets, tile, overlay, batch_size, min_area, result)
             for name in batch:
                 if name in result.failed:
                     tell(f"{found[name]} has no mask: {result.failed[name]}")
@@ -156,10 +163,11 @@ def predict_files(
     return result
 
 # %% ../nbs/50_predict.ipynb #ef376954
-def _predict_batch(network, read, targets, tile, overlay, batch_size, result):
+def _predict_batch(network, read, targets, tile, overlay, batch_size, min_area, result):
     "Segment the photos of one batch and note in `result` what became of each"
     photos = {name: photo for name, photo in read.items() if isinstance(photo, Tensor)}
-    masks = dict(zip(photos, _segment(network, list(photos.values()), tile, batch_size))) if photos else {}
+    found = _segment(network, list(photos.values()), tile, batch_size, min_area) if photos else []
+    masks = dict(zip(photos, found))
     for name, photo in read.items():
         mask = masks.get(name, photo)
         if isinstance(mask, InputError):
@@ -179,6 +187,8 @@ def _arguments():
     add("out", metavar="OUT", nargs="?", help="folder of the masks; for a single photo also a .png")
     add("--tile", metavar="N", type=int, nargs="?", const=-1, default=0,
         help="full size, in overlapping tiles of NxN pixels [side of the training crops]; else resized as in training")
+    add("--min-area", metavar="PIXELS", type=int, default=0,
+        help="pieces of a mask under so many pixels join their neighbours [0: none]")
     add("--overlay", action="store_true", help="write NAME_overlay.jpg beside each mask")
     add("--batch-size", metavar="N", type=int, default=4, help="photos, or tiles, at a time [4]")
     add("--device", default="auto", help="cpu, cuda, cuda:1 ..., or auto: a GPU where there is one [auto]")
@@ -222,7 +232,7 @@ def _times(size):
 def _export(args):
     "Write the network; exit status"
     for name, given in (("OUT", args.out), ("--tile", args.tile), ("--overlay", args.overlay),
-                        ("--device", args.device != "auto")):
+                        ("--min-area", args.min_area), ("--device", args.device != "auto")):
         if given:
             raise InputError(f"{name} given with --export; expected RUN FILE --export {args.export} alone")
     path = Path(args.photos).expanduser()
@@ -241,6 +251,8 @@ def _predict(args):
         raise InputError("OUT is not given; expected RUN PHOTOS OUT")
     if args.batch_size < 1:
         raise InputError(f"--batch-size is {args.batch_size}; expected at least 1")
+    if args.min_area < 0:
+        raise InputError(f"--min-area is {args.min_area}; expected a number of pixels, 0 or more")
     if args.tile != -1 and args.tile != 0 and args.tile < 32:
         raise InputError(f"--tile is {args.tile}; expected at least 32")
     photos, out = args.photos, args.out
@@ -250,7 +262,7 @@ def _predict(args):
     print(f"{args.run}: {network.num_classes} classes, {_size_in_words(network, tile)}")
     tell = lambda line: tqdm.write(printable(f"semeda-predict: {line}"), file=sys.stderr)
     done = predict_files(network, photos, out, tile, args.overlay, args.batch_size,
-                         None if args.quiet else tqdm, tell)
+                         None if args.quiet else tqdm, tell, args.min_area)
     left_out = f", {_count(done.failed, 'photo')} without one" if done.failed else ""
     print(f"{out}: {_count(done.masks, 'mask')}{left_out}")
     if not done.masks:

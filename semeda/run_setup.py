@@ -28,7 +28,7 @@ from .launchers import SharedError, launch, run_on_all_ranks
 from .loggers import Loggers, logger_names
 from .loss_registry import build_loss, has_edge_head, loss_terms, needs_edge_net
 from .networks import build_network
-from .optimise import parameter_groups, sync_batch_norm
+from .optimise import parameter_groups, slow_precision, sync_batch_norm
 from semeda.run import (
     FILES,
     GOES_ON,
@@ -70,6 +70,7 @@ class _RunInputs:
             probe_folder(self.folder, "run folder")
         self.fabric = launch(self.config)
         self.progress = progress if self.fabric.is_global_zero else None
+        self._tell_slow_precision()
         self.history, self.metrics, self.edge_net, self.optimizer = [], {}, None, None
         self._random_states = None
         self.loggers, self._seconds, self._measured = Loggers([], self.folder, {}), [], (None, None)
@@ -124,6 +125,11 @@ class _RunParts(_RunInputs):
         if self.progress:
             print(weights_line(report, path), file=sys.stderr)
         return report
+
+    def _tell_slow_precision(self):
+        "Say it where the precision makes a run many times as long"
+        if self.progress and (line := slow_precision(self.config.precision, self.fabric.device.type)):
+            print(line, file=sys.stderr)
 
     def _device_name(self):
         "Of the GPU, or the CPU's threads"

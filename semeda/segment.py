@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .core import InputError
 from .crops import normalise
 from .reading import read_image
+from .sieve import sieve
 
 # %% ../nbs/51_segment.ipynb #a2a5579f
 _UPRIGHT = { # by the number of EXIF
@@ -164,9 +165,9 @@ def predict_image(
     style: str = "torchvision", # How images are scaled, as in training
     size: tuple[int, int] | None = None, # Width and height that the network sees; None: the photo's own
     tile: int = 0, # Side of the tiles in pixels, at full size instead of `size`; 0: none
+    min_area: int = 0, # Pieces of fewer pixels of the mask join their neighbours, see `sieve`
 ) -> Tensor: # uint8, shape (H, W): class numbers, on the network's device
     "Segment one photo; the mask has its size"
     photo = as_photo(image)
-    if tile:
-        return predict_tiles(net, photo, tile, style)
-    return predict_images(net, [photo], style, size)[0]
+    mask = predict_tiles(net, photo, tile, style) if tile else predict_images(net, [photo], style, size)[0]
+    return sieve(mask, min_area) if min_area else mask

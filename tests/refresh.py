@@ -55,14 +55,15 @@ def small_png(data: str, frequent: int = 96) -> str:
 
 
 def tidy(notebook: dict):
-    "Drop progress bars, widget states and numbers of executions; make pictures small"
+    "Drop progress bars, widget states, numbers of executions and outputs that no page shows; make pictures small"
     notebook["metadata"].pop("widgets", None)
     notebook["metadata"].pop("language_info", None)
     for cell in notebook["cells"]:
         if cell["cell_type"] != "code":
             continue
         cell["metadata"].pop("execution", None)
-        cell["outputs"] = [o for o in cell["outputs"] if not BAR.search("".join(o.get("text", "")))]
+        shown = not "".join(cell["source"]).startswith("#| output: false")
+        cell["outputs"] = [o for o in cell["outputs"] if shown and not BAR.search("".join(o.get("text", "")))]
         for output in cell["outputs"]:
             if "image/png" in output.get("data", {}):
                 output["data"]["image/png"] = small_png("".join(output["data"]["image/png"]))

@@ -30,6 +30,7 @@ from semeda.evaluate import (
     read_palette,
 )
 from semeda.metrics import METRICS, scores_of
+from semeda.sieve import sieve
 from semeda.trainer import train as train_run
 from tests.conftest import ROOT, real_data, snapshot
 from tests.test_notebooks import papermill
@@ -407,6 +408,8 @@ OPTIONS = [
     (dict(max_width="0"), "max_width is 0; expected 1..254"),
     (dict(max_width="3.7"), "argument --max-width: invalid int value: '3.7'"),
     (dict(void="skip"), "argument --void: invalid choice: 'skip'"),
+    (dict(min_area="-1"), "min_area is -1; expected 0.."),
+    (dict(min_area="1.5"), "argument --min-area: invalid int value: '1.5'"),
     (dict(resize="bicubic"), "argument --resize: invalid choice: 'bicubic'"),
     (dict(wide="3"), "unrecognized arguments: --wide=3"),
     (dict(class_names="a,b"), "class_names a,b has 2 names; expected 3"),
@@ -606,6 +609,22 @@ def test_command(folders, tmp_path, capsys):
     assert main(["--pred=nowhere", *asked[1:], f"--out={tmp_path / 'no'}"]) == 2
     line = "semeda-evaluate: prediction folder nowhere is not there; expected a folder of masks\n"
     assert capsys.readouterr().err == line
+
+
+def test_predictions_without_small_pieces(folders, tmp_path):
+    "are scored as masks that were sieved before"
+    sieved = tmp_path / "sieved"
+    sieved.mkdir()
+    for path in sorted(folders[0].glob("*.png")):
+        Image.fromarray(sieve(np.array(Image.open(path)), 2)).save(sieved / path.name)
+    asked = [f"--label={folders[1]}", "--classes=3", "--max-width=3"]
+    assert main([f"--pred={folders[0]}", *asked, "--min-area=2", f"--out={tmp_path / 'a'}"]) == 0
+    assert main([f"--pred={sieved}", *asked, f"--out={tmp_path / 'b'}"]) == 0
+    a, b = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "ab")
+    assert a["config"].pop("min_area") == 2 and a["fingerprint"] == b["fingerprint"] and a["iou"] == b["iou"]
+    plain = quiet(*folders, 3, tmp_path / "plain", max_width=3)
+    assert plain["structure"]["excess_fragments"] > a["structure"]["excess_fragments"]
+    assert "min_area" not in plain["config"]
 
 
 def test_compare_command(folders, tmp_path, capsys):

@@ -32,7 +32,7 @@ ROOMS = """
 markdown core loss_inputs edges edge_net reading splits edge_net_files frozen_edge_net
 semeda_term losses edge_iou rivals boundary_losses loss_processes loss_records loss_registry
 crops scenes torchvision_data data
-deeplab checkpoints networks trained segment export predict
+deeplab checkpoints networks trained sieve segment export predict
 counts intervals structure boundary_iou metrics
 launchers loggers config settings run optimise run_setup trainer
 masks report evaluation evaluate

@@ -15,6 +15,7 @@ from semeda.data import CAMVID_CLASSES, CAMVID_PALETTE, draw_scene
 from semeda.networks import ExternalNetwork, build_network
 from semeda.predict import load_network, main, predict_image
 from semeda.segment import as_photo, predict_images, predict_tiles, tile_starts
+from semeda.sieve import sieve
 from semeda.trained import TrainedNetwork, save_network
 from tests.conftest import ROOT, snapshot
 
@@ -269,6 +270,19 @@ def test_one_photo(run, network, photos, tmp_path, capsys):
     assert not (tmp_path / "none").exists() or not any((tmp_path / "none").iterdir())
 
 
+def test_masks_without_small_pieces(run, network, photos, tmp_path, capsys):
+    whole = predict_image(network.net, photos / "a.png")
+    for size in ([], ["--tile"]):
+        out = tmp_path / f"mask{len(size)}.png"
+        assert main([str(run), str(photos / "a.png"), str(out), "--min-area", "40", *size]) == 0
+        found = np.array(Image.open(out))
+        shown = dict(tile=40) if size else dict(size=(48, 36))
+        expected = predict_image(network.net, photos / "a.png", min_area=40, **shown)
+        plain = predict_image(network.net, photos / "a.png", **shown)
+        assert np.array_equal(found, expected.numpy()) and np.array_equal(found, sieve(plain, 40).numpy())
+    assert not torch.equal(sieve(whole, 40), whole) # this network of random weights leaves small pieces
+
+
 def test_photos_that_do_not_fit_into_memory(run, tmp_path, capsys, monkeypatch):
     (tmp_path / "photos").mkdir()
     for i, width in enumerate((60, 60, 80)):
@@ -305,6 +319,8 @@ BAD = [
     (["RUN", "PHOTOS", "OUT", "--device", "tpu"], "device is 'tpu'; expected one that torch finds here"),
     (["RUN", "PHOTOS", "OUT", "--export", "onnx"], "OUT given with --export; expected RUN FILE --export onnx alone"),
     (["RUN", "OUT", "--export", "onnx", "--tile"], "--tile given with --export"),
+    (["RUN", "OUT", "--export", "onnx", "--min-area", "9"], "--min-area given with --export"),
+    (["RUN", "PHOTOS", "OUT", "--min-area", "-1"], "--min-area is -1; expected a number of pixels, 0 or more"),
     (["RUN", "EMPTY", "--export", "pt2"], "is a folder; expected the file to write"),
 ]
 

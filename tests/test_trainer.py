@@ -329,6 +329,14 @@ def test_a_folder_belongs_to_one_run(tmp_path, few_scenes):
     assert load_run(run.folder).metrics["miou"] == run.metrics["miou"]
 
 
+def test_a_precision_that_the_cpu_emulates_is_told(few_scenes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("semeda.optimise.bfloat16_slowdown", lambda: 31.4)
+    line = "precision is 'bf16-mixed', which this CPU emulates: a convolution takes 31 times as long as with '32-true'"
+    for precision, told in (("bf16-mixed", True), ("32-true", False)):
+        Run(**SMALL, precision=precision, device="cpu", runs=str(tmp_path))
+        assert (line in capsys.readouterr().err.splitlines()) == told
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_on_a_gpu_as_on_the_cpu(tmp_path, few_scenes, precision):
