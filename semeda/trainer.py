@@ -139,11 +139,12 @@ class _RunScores(_RunLoop):
     def predict(self,
         image: Any, # A path, a uint8 array (H, W, 3) or tensor (3, H, W), or a Pillow image
         tile: int = 0, # Side of overlapping tiles at full size; 0: the whole image, resized as in training
+        min_area: int = 0, # Pieces of fewer pixels of the mask join their neighbours, see `sieve`
     ) -> Tensor: # uint8, shape (H, W): predicted classes
         "Segment one image; the mask has its size"
         self.net.eval().to(self.fabric.device)
         with self.fabric.autocast():
-            return predict_image(self.net, image, self.config.style, image_size_of(self.config), tile)
+            return predict_image(self.net, image, self.config.style, image_size_of(self.config), tile, min_area)
 
     def _measure(self):
         "The scores of the validation split, shared by the processes"

@@ -1,13 +1,18 @@
 """The sieve against a definition that floods pixel by pixel, and its promises on random masks."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import sieve as benchmark
 from semeda.core import InputError
+from semeda.data import scenes
 from semeda.sieve import sieve
+from semeda.trainer import train
 
 AROUND = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
 BESIDE = [(-1, 0), (1, 0), (0, -1), (0, 1)]
@@ -143,3 +148,34 @@ def test_two_classes_as_bool_and_another_void():
 def test_bad_input(mask, min_area, words):
     with pytest.raises(InputError, match=words):
         sieve(mask, min_area)
+
+
+def test_benchmark(tmp_path, monkeypatch, capsys):
+    "finished runs alone, each once; at area 0 the run's own scores"
+    monkeypatch.setattr("semeda.run_setup.load_data", lambda dataset, split, *_: scenes(split, 4))
+    small = dict(iterations=2, batch_size=2, crop=48, val_every=0, max_width=5, loss="ppce", runs=str(tmp_path / "my"))
+    run = train(None, **small)
+    (tmp_path / "my" / "broken").mkdir()
+    asked = [str(tmp_path / "my"), "--areas", "12,3", "--out", str(tmp_path / "out")]
+    assert benchmark.main(asked) == 0
+    path = tmp_path / "out" / "my.json"
+    written = path.read_bytes()
+    found = json.loads(written)
+    assert found["areas"] == [0, 3, 12] and list(found["runs"]) == ["scenes-ppce-s0"]
+    scores = found["runs"]["scenes-ppce-s0"]["scores"]
+    assert scores["0"]["miou"] == pytest.approx(run.metrics["miou"], abs=1e-6)
+    assert scores["0"]["boundary_miou"] == pytest.approx(run.metrics["boundary_miou"][:2], abs=1e-6)
+    assert scores["12"]["excess_fragments"] <= scores["3"]["excess_fragments"] <= scores["0"]["excess_fragments"]
+    assert run.predict(run.val_data.images[0], min_area=12).equal(sieve(run.predict(run.val_data.images[0]), 12))
+    assert benchmark.main(asked) == 0 and path.read_bytes() == written
+    capsys.readouterr()
+    for argv, words in (
+        ([*asked[:1], "--areas", "5", *asked[3:]], "has areas [0, 3, 12]; expected [0, 5]"),
+        ([*asked[:1], "--areas", "x"], "--areas is 'x'; expected numbers of pixels"),
+        ([*asked[:1], "--areas=-4"], "--areas is '-4'; expected 0 or more"),
+        ([str(tmp_path / "out")], "has no finished run; expected the folder of a study's runs"),
+    ):
+        assert benchmark.main(argv) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert words in line
+    assert path.read_bytes() == written
