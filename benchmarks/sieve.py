@@ -56,7 +56,8 @@ def areas_of(text):
 def measure(args):
     "Every finished run that the file lacks"
     folder, areas = Path(args.runs).expanduser(), areas_of(args.areas)
-    finished = sorted(path.parent for path in folder.glob("*/metrics.json"))
+    with_scores = sorted(path.parent for path in folder.glob("*/metrics.json"))
+    finished = [path for path in with_scores if (path / "checkpoint.pt").is_file()] # no folder of an evaluation
     if not finished:
         raise InputError(f"runs {folder} has no finished run; expected the folder of a study's runs")
     path = Path(args.out) / f"{folder.resolve().name}.json"

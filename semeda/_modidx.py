@@ -1032,6 +1032,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'semeda.study.run._parser': ('study_run.html#_parser', 'semeda/study/run.py'),
                                   'semeda.study.run._plan_or_run': ('study_run.html#_plan_or_run', 'semeda/study/run.py'),
                                   'semeda.study.run._read_studies': ('study_run.html#_read_studies', 'semeda/study/run.py'),
+                                  'semeda.study.run._slow_precision': ('study_run.html#_slow_precision', 'semeda/study/run.py'),
                                   'semeda.study.run._start': ('study_run.html#_start', 'semeda/study/run.py'),
                                   'semeda.study.run._table': ('study_run.html#_table', 'semeda/study/run.py'),
                                   'semeda.study.run.failures': ('study_run.html#failures', 'semeda/study/run.py'),

@@ -155,7 +155,9 @@ def test_benchmark(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("semeda.run_setup.load_data", lambda dataset, split, *_: scenes(split, 4))
     small = dict(iterations=2, batch_size=2, crop=48, val_every=0, max_width=5, loss="ppce", runs=str(tmp_path / "my"))
     run = train(None, **small)
-    (tmp_path / "my" / "broken").mkdir()
+    for name in ("broken", "scenes-ppce-s0.evaluation"):
+        (tmp_path / "my" / name).mkdir()
+    (tmp_path / "my" / "scenes-ppce-s0.evaluation" / "metrics.json").write_text("{}")
     asked = [str(tmp_path / "my"), "--areas", "12,3", "--out", str(tmp_path / "out")]
     assert benchmark.main(asked) == 0
     path = tmp_path / "out" / "my.json"

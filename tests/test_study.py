@@ -128,6 +128,16 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_plan_tells_a_precision_that_this_cpu_emulates(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("semeda.optimise.bfloat16_slowdown", lambda: 26.2)
+    asked = "plan smoke --rows table1_01 --seeds 3 --set device=cpu".split()
+    words = "a convolution takes 26 times as long as with '32-true': --set precision=32-true changes it"
+    for precision, told in (("bf16-mixed", True), ("32-true", False)):
+        assert study_run.main([*asked, "--set", f"precision={precision}"]) == 0
+        assert (words in capsys.readouterr().out) == told
+
+
 SPOILT = [
     ("plan", "config.json", "{}", "config.json has no config; expected that of a run"),
     ("plan", "config.json", '{"config": 3}', "config.json has no config"),

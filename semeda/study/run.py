@@ -19,10 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 
 from .. import trainer
 from ..core import Arguments, InputError, command, finite, one_line, percent, probe_folder
+from ..optimise import slow_precision
 from ..run import read_metrics
 from .collect import collect
 from .plan import has_diverged, is_finished, plan, read_diverged
@@ -267,6 +269,14 @@ def _narrowed(study, args):
     return studies(study | changes | dict(groups=[]))[0]
 
 # %% ../../nbs/76_study_run.ipynb #6e9694b7
+def _slow_precision(studies, settings):
+    "A line on a precision that this CPU emulates, where runs that are to go ask for it"
+    waiting = [parameters(*run) for run in runs(studies) if not result_file(*run, settings["results"]).is_file()]
+    on_cpu = [given for given in waiting if given.get("device") == "cpu" or not torch.cuda.is_available()]
+    asked = any(given.get("precision") == "bf16-mixed" for given in on_cpu)
+    line = slow_precision("bf16-mixed", "cpu") if asked else ""
+    return line and f"{line}: --set precision=32-true changes it"
+
 def _plan_or_run(args):
     "The parts plan and run"
     finite("parallel", args.parallel, low=1)
@@ -275,6 +285,8 @@ def _plan_or_run(args):
         probe_folder(settings["runs"], "runs")
         probe_folder(settings["results"], "results")
     print(*plan(found, settings["runs"], args.parallel, settings["results"]), sep="\n", flush=True)
+    if line := _slow_precision(found, settings):
+        print(line, flush=True)
     if args.part == "plan":
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler) # stops the runs as Ctrl-C does

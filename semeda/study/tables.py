@@ -45,12 +45,14 @@ def recipe(
     commits = dict.fromkeys((r["git_commit"] or "unknown")[:7] for r in records)
     size = f" at {config['image_size']}" if config["image_size"] else ""
     others = {name: other for name, other in found.items() if other is not study}
+    precisions = dict.fromkeys(r["config"].get("precision", "32-true") for r in records)
     parts = [
         f"{config['dataset']}{size}",
         f"{record['val_images']} validation images",
         network_of(config),
         f"{config['iterations']} steps of {config['batch_size']} crops of {config['crop']}x{config['crop']}",
         f"lr {config['lr']}",
+        *([] if list(precisions) == ["32-true"] else [f"precision {', '.join(precisions)}"]),
         f"initial weights {_start_of(record, others)}; {record['device']}",
         f"torch {record['versions']['torch']}",
         f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}",
