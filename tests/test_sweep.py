@@ -191,6 +191,13 @@ def test_result_that_is_not_what_its_name_says_is_refused(result, name, change, 
     assert line in str(error.value)
 
 
+def test_result_of_another_precision_belongs_to_its_study(result):
+    "a processor may only emulate the one of the study"
+    path, given = result
+    record = json.loads(path.read_text())
+    check_result(record | dict(config=record["config"] | dict(precision="bf16-mixed")), "tiny", path.stem, given)
+
+
 @pytest.mark.parametrize("key, value", [
     ("iterations", 9), ("norm", "l2"), ("reduction", "sum"), ("layers", 3), ("backbone", "resnet50"), ("lr", .5),
     ("network", "smp.Unet"), ("init_weights", "other.pth"), ("edge_net", "voc"),
@@ -206,14 +213,18 @@ def test_result_of_another_configuration_is_refused(result, diverged, key, value
 
 
 def test_committed_results_are_what_their_names_say():
-    found = list(committed())
+    found, precisions = list(committed()), {}
     folders = {p.name for p in (ROOT / "results").iterdir() if p.is_dir() and list(p.glob("*-s*.json"))}
     assert {study["study"] for _, study in found} == folders and len(found) > 50
     for path, study in found:
         row, _, seed = path.stem.rpartition("-s")
         known = row in [*study["variants"], *settings.TARGETS["table1"]] and seed.isdecimal()
         given = settings.parameters(study, row, int(seed)) if known else None
-        check_result(json.loads(path.read_text()), study["study"], path.stem, given)
+        record = json.loads(path.read_text())
+        check_result(record, study["study"], path.stem, given)
+        precisions.setdefault(path.parent.name, set()).add(record["config"].get("precision", "32-true"))
+    mixed = {folder: sorted(names) for folder, names in precisions.items() if len(names) > 1}
+    assert not mixed, "rows of a folder are compared with one another"
 
 
 def test_late_runs_start_where_the_long_ones_end():
