@@ -70,7 +70,6 @@ class _RunInputs:
             probe_folder(self.folder, "run folder")
         self.fabric = launch(self.config)
         self.progress = progress if self.fabric.is_global_zero else None
-        self._tell_slow_precision()
         self.history, self.metrics, self.edge_net, self.optimizer = [], {}, None, None
         self._random_states = None
         self.loggers, self._seconds, self._measured = Loggers([], self.folder, {}), [], (None, None)
@@ -79,6 +78,7 @@ class _RunInputs:
     def _read(self):
         "Data, network and initial weights, checked"
         config = self.config
+        self._tell_slow_precision()
         logger_names(config.logger)
         self._check_unused()
         self.train_data, self.val_data = self._read_split("train"), self._read_split("val")
