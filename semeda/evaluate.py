@@ -267,6 +267,7 @@ def _parser() -> Arguments:
     add("--plugin", metavar="MODULE", help="modules to import that register metrics, with commas between")
     return parser
 
+# %% ../nbs/38_scoring.ipynb #sv380004
 def _add_layout(group: Any):
     "Arguments that say how masks are stored"
     add = group.add_argument
