@@ -947,6 +947,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'semeda.study.gains._point': ('study_gains.html#_point', 'semeda/study/gains.py'),
                                     'semeda.study.gains._score_text': ('study_gains.html#_score_text', 'semeda/study/gains.py'),
                                     'semeda.study.gains._sentence': ('study_gains.html#_sentence', 'semeda/study/gains.py'),
+                                    'semeda.study.gains._shown': ('study_gains.html#_shown', 'semeda/study/gains.py'),
                                     'semeda.study.gains._verdict': ('study_gains.html#_verdict', 'semeda/study/gains.py'),
                                     'semeda.study.gains.advice': ('study_gains.html#advice', 'semeda/study/gains.py'),
                                     'semeda.study.gains.best': ('study_gains.html#best', 'semeda/study/gains.py'),

@@ -276,20 +276,22 @@ def test_groups_make_a_study_each():
     assert of_first == [("table1_01", 0), ("table1_02", 0), ("table1_01", 1)]
 
 
-def fake_groups(values):
-    "Groups with PPCE at 0.5 and another row that is ahead by the given points: group -> seed -> points"
+def fake_groups(values, **others):
+    "Groups with PPCE at 0.5 and other rows that are ahead by the given points: group -> seed -> points"
+    rows = dict(ours=values, **others)
     def record(loss, miou, fragments=1):
         return dict(config=dict(loss=loss), metrics=dict(miou=miou, boundary_miou=[miou] * 5),
                     evaluation=dict(boundary_iou=miou), images=dict(excess_holes=[0, 1], excess_fragments=[fragments]),
                     validated=[dict(step=1, val_miou=miou)])
     studies = {}
-    for group, seeds in values.items():
+    for group in values:
         study = Results.__new__(Results)
-        ours = {seed: record("edge_iou", .5 + points / 100, 2) for seed, points in seeds.items()}
         study.runs, study.diverged = dict(ppce={0: record("ppce", .5), 1: record("ppce", .5)}), {}
-        study.runs |= dict(ours=ours) if ours else {}
+        for row, points in rows.items():
+            runs = {seed: record("edge_iou", .5 + ahead / 100, 2) for seed, ahead in points[group].items()}
+            study.runs |= {row: runs} if runs else {}
         studies[group] = study
-    return Groups("fake", studies, ["ppce", "ours"])
+    return Groups("fake", studies, ["ppce", *rows])
 
 
 def test_interval_over_pairs_is_students():
@@ -321,8 +323,12 @@ def test_advice_follows_from_the_figures():
     assert best(ahead, "miou")[0] == "ours" and without_gain(ahead) == []
     assert "For the highest mIoU: **PPCE + edge IoU**, +3.1" in advice(ahead)
     assert "For fewest fragments: **PPCE** itself" in advice(ahead)
+    assert "without another package" not in advice(ahead) # the same row
     behind = fake_groups(dict(a={0: -3, 1: 3.1}, b={0: -3, 1: 3.2}))
     assert without_gain(behind) == ["ours"] and "No gain in mIoU is shown for PPCE + edge IoU" in advice(behind)
+    larger = fake_groups(dict(a={0: 9, 1: 0}, b={0: 9, 1: 0}), also=dict(a={0: 1, 1: 1.1}, b={0: 1, 1: 1.2}))
+    assert best(larger, "miou")[0] == "also" # the other's interval includes 0
+    assert needs("smp.LovaszLoss+edge_iou") == "nothing" # ours are the same
     assert needs("semeda+smp.DiceLoss") == "an Edge net, segmentation-models-pytorch" and needs("edge_iou") == "nothing"
 
 

@@ -19,6 +19,8 @@ from .groups import over_groups, over_pairs, values_of
 from .settings import results_folder
 
 # %% ../../nbs/78_study_gains.ipynb #738f5fcf
+_OWN = {"smp.LovaszLoss"} # of a package, and the same loss is here: lovasz
+
 def needs(
     loss: str, # Its expression
 ) -> str:
@@ -28,7 +30,7 @@ def needs(
     except InputError: # of somebody else's package, which is not here
         return "its package"
     found = ["an Edge net"] if needs_edge_net(loss) else []
-    if any(part.record.name.startswith("smp.") for part in parts):
+    if any(part.record.name.startswith("smp.") and part.record.name not in _OWN for part in parts):
         found.append("segmentation-models-pytorch")
     return ", ".join(found) or "nothing"
 
@@ -188,13 +190,19 @@ def best(
     score: str, # Of `SCORES`
     allowed: Callable[[str], bool] = lambda loss: True, # Loss expression -> whether it may be chosen
 ) -> tuple[str, Difference] | None: # Row and its difference to the baseline
-    "The row that is furthest ahead of the baseline"
+    "The row that is furthest ahead of the baseline; of those with the interval above 0, where there are any"
     baseline, found = groups.baseline(), []
     for row in groups.rows() if baseline else ():
         difference = over_pairs(differences(groups, baseline, row, SCORES[score]))
         if row != baseline and difference and allowed(groups.config(row)["loss"]):
             found.append((row, difference))
-    return max(found, key=lambda item: SCORES[score].better * item[1].mean, default=None)
+    better = SCORES[score].better
+    shown = [item for item in found if _shown(item[1]) and better * item[1].mean > 0]
+    return max(shown or found, key=lambda item: better * item[1].mean, default=None)
+
+def _shown(difference):
+    "Whether the interval lies to one side of 0"
+    return difference.low is not None and difference.low * difference.high > 0
 
 def without_gain(
     groups: Groups,
@@ -215,9 +223,10 @@ def advice(
     "What to use when, as the results have it"
     lines = []
     for score, what in (("miou", "the highest mIoU"), ("boundary_2", "the best boundaries (width 2)")):
-        lines += [_sentence(groups, f"For {what}", best(groups, score), SCORES[score])]
-        alone = best(groups, score, lambda loss: needs(loss) == "nothing")
-        lines += [_sentence(groups, f"For {what} without another package or network", alone, SCORES[score])]
+        first, alone = best(groups, score), best(groups, score, lambda loss: needs(loss) == "nothing")
+        lines += [_sentence(groups, f"For {what}", first, SCORES[score])]
+        if alone != first:
+            lines += [_sentence(groups, f"For {what} without another package or network", alone, SCORES[score])]
     lines += [_sentence(groups, "For fewest fragments", best(groups, "fragments"), SCORES["fragments"])]
     nothing = without_gain(groups)
     if nothing:
@@ -234,8 +243,7 @@ def _sentence(groups, why, found, score):
     figures = f"{difference_text(difference, score)} in {score.label} against {baseline}, {over}"
     if score.better * difference.mean <= 0:
         return f"{why}: **{baseline}** itself; the next is {groups.label(row)}, {figures}."
-    shown = difference.low is not None and difference.low * difference.high > 0
-    return f"{why}: **{groups.label(row)}**, {figures}{'' if shown else '; no gain is shown yet'}."
+    return f"{why}: **{groups.label(row)}**, {figures}{'' if _shown(difference) else '; no gain is shown yet'}."
 
 def _number(count, noun):
     "A count in words, such as 2 pairs"
