@@ -16,7 +16,7 @@ from .boundary_losses import ActiveBoundaryLoss, BoundaryDoULoss, BoundaryF1Loss
 from .boundary_losses import SignedDistanceLoss
 from .edge_iou import EdgeIoULoss
 from .losses import LAMBDAS, PPCELoss, PPCEOnEdgesLoss, SemedaLoss, UbernetLoss
-from .rivals import PEERS, EdgeWeightedLoss, LovaszLoss, PeerLoss, RegionMutualInformationLoss
+from .rivals import PEERS, EdgeWeightedLoss, LovaszLoss, PeerLoss, RegionMutualInformationLoss, TrimapLovaszLoss
 
 # %% ../nbs/17_loss_records.ipynb #27ba54f6
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ for _name in PEERS:
 for _name, _build, _label, _note in (
     ("edge_iou", EdgeIoULoss, "edge IoU", ""),
     ("lovasz", LovaszLoss, "Lovász", "Berman et al. 2018"),
+    ("trimap_lovasz", TrimapLovaszLoss, "Lovász of the trimap", ""),
     ("rmi", RegionMutualInformationLoss, "region mutual information", "Zhao et al. 2019"),
     ("boundary_iou", BoundaryIoULoss, "soft Boundary IoU", "after Cheng et al. 2021"),
     ("boundary_f1", BoundaryF1Loss, "boundary F1", "Bokhovkin and Burnaev 2019"),

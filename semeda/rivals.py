@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PEERS', 'EdgeWeightedLoss', 'AddedLoss', 'free_name', 'WholeModule', 'AddedModule', 'PeerLoss', 'lovasz',
-           'present_classes', 'mean_over_classes', 'LovaszLoss', 'region_mutual_information',
-           'RegionMutualInformationLoss']
+           'present_classes', 'mean_over_classes', 'LovaszLoss', 'trimap_lovasz', 'TrimapLovaszLoss',
+           'region_mutual_information', 'RegionMutualInformationLoss']
 
 # %% ../nbs/10_rivals.ipynb #a65e4365
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .core import InputError, finite, known
 from .edge_net import one_hot
-from .edges import edge_map
+from .edges import edge_map, trimap
 from .loss_inputs import CheckedLoss, at_least_float32, checked
 from .losses import PPCELoss
 
@@ -156,7 +156,10 @@ def lovasz(
     ignore_index: int | None = 255, # Label of void pixels; None: there are none
 ) -> Tensor: # Scalar in 0..1
     "Lovász-Softmax loss: mean over the classes in the batch"
-    logits, labels, void = checked(logits, labels, ignore_index)
+    return _lovasz(*checked(logits, labels, ignore_index))
+
+def _lovasz(logits, labels, void):
+    "`lovasz` of checked arguments"
     p = at_least_float32(logits).softmax(dim=1).movedim(1, 0).flatten(1)
     labels = labels.flatten()
     classes = present_classes(labels, len(p), void)
@@ -202,6 +205,36 @@ class LovaszLoss(AddedLoss):
     def compute(self, logits: Tensor, labels: Tensor) -> Tensor:
         "The Lovász-Softmax loss"
         return lovasz(logits, labels, self.ignore_index)
+
+# %% ../nbs/10_rivals.ipynb #8f93e3b0
+def trimap_lovasz(
+    logits: Tensor, # Shape (B, C, H, W), floating point
+    labels: Tensor, # Integer labels in 0..C-1 or `ignore_index`, shape (B, H, W)
+    width: int = 5, # Pixels to each side of a boundary of the label, 1..254
+    ignore_index: int | None = 255, # Label of void pixels; None: there are none
+) -> Tensor: # Scalar in 0..1; 0 where no boundary is
+    "Lovász-Softmax loss of the pixels near boundaries: mean over the classes in the bands of the batch"
+    logits, labels, void = checked(logits, labels, ignore_index)
+    band = trimap(labels, width, void) == 1
+    return _lovasz(logits, labels.masked_fill(~band, void), void)
+
+# %% ../nbs/10_rivals.ipynb #b0158404
+class TrimapLovaszLoss(AddedLoss):
+    "A loss plus the weighted Lovász-Softmax loss of the pixels near boundaries"
+    term, shown = "trimap_lovasz", ("weight", "width", "ignore_index")
+
+    def __init__(self,
+        weight: float = 1., # Of the term
+        base: nn.Module | None = None, # The loss it is added to; by default PPCE
+        width: int = 5, # Pixels to each side of a boundary of the label, 1..254
+        ignore_index: int | None = 255, # Label of void pixels; None: there are none
+    ):
+        super().__init__(weight, base, ignore_index)
+        self.width = int(finite("width", width, low=1, high=254))
+
+    def compute(self, logits: Tensor, labels: Tensor) -> Tensor:
+        "The Lovász-Softmax loss of the bands"
+        return trimap_lovasz(logits, labels, self.width, self.ignore_index)
 
 # %% ../nbs/10_rivals.ipynb #a0c2e5d8
 def _windows(maps, radius):

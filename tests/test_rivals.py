@@ -24,7 +24,7 @@ from semeda.core import InputError
 from semeda.edge_net import EdgeNet
 from semeda.loss_registry import LOSSES, advance_loss, build_loss
 from semeda.losses import PPCELoss, SemedaLoss, ppce
-from semeda.rivals import PEERS, EdgeWeightedLoss, PeerLoss, lovasz, region_mutual_information
+from semeda.rivals import PEERS, EdgeWeightedLoss, PeerLoss, lovasz, region_mutual_information, trimap_lovasz
 
 NO_SMP = "segmentation-models-pytorch is not installed: pip install 'semeda[peers]'"
 NAMES = [name for name in LOSSES if name not in ("ubernet", "ppce_edges")]
@@ -219,6 +219,23 @@ def by_loop_lovasz(logits, labels):
     return np.mean(losses)
 
 
+def by_loop_trimap_lovasz(logits, labels, width=2):
+    "Lovász of the pixels fewer than `width` from one that has a labelled neighbour of another class"
+    edge, band = torch.zeros(labels.shape, dtype=torch.bool), torch.zeros(labels.shape, dtype=torch.bool)
+    height, columns = labels.shape[1:]
+    around = lambda i, j, r: [(a, b) for a in range(max(0, i - r), min(height, i + r + 1))
+                              for b in range(max(0, j - r), min(columns, j + r + 1))]
+    for n, i, j in (labels != 255).nonzero().tolist():
+        edge[n, i, j] = any(labels[n, a, b] not in (255, labels[n, i, j]) for a, b in around(i, j, 1))
+    for n, i, j in (labels != 255).nonzero().tolist():
+        band[n, i, j] = any(edge[n, a, b] for a, b in around(i, j, width - 1))
+    return by_loop_lovasz(logits, labels.masked_fill(~band, 255))
+
+
+def near_boundaries(logits, labels):
+    return trimap_lovasz(logits, labels, width=2)
+
+
 def active(logits, labels):
     return active_boundary(logits, labels, share=.2, theta=2.)
 
@@ -231,6 +248,7 @@ DEFINED = [
     (active, by_loop_active_boundary),
     (region_mutual_information, by_loop_rmi),
     (lovasz, by_loop_lovasz),
+    (near_boundaries, by_loop_trimap_lovasz),
 ]
 
 
@@ -323,7 +341,7 @@ def test_half_precision_and_extreme_logits(name, dtype, batch):
     assert value.isfinite() and z.grad.dtype == dtype and z.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["lovasz", "boundary_iou", "active_boundary"])
+@pytest.mark.parametrize("name", ["lovasz", "trimap_lovasz", "boundary_iou", "active_boundary"])
 def test_compiled(name, batch):
     loss = build(name)
     compiled = torch.compile(loss, backend="eager")
@@ -379,6 +397,8 @@ def test_schedule(batch):
         ("boundary_f1(side=2)", "side is 2; choose from"),
         ("boundary_iou(d=0)", "d is 0; expected at least 1"),
         ("lovasz(weight=-1)", "weight is -1; expected at least 0"),
+        ("trimap_lovasz(width=0)", "width is 0; expected at least 1"),
+        ("trimap_lovasz(width=255)", "width is 255; expected at most 254"),
         ("signed_distance(schedule='never')", "schedule is 'never'; choose from rebalance"),
         ("rmi(weight='x')", "weight is 'x'; expected a number"),
         ("active_boundary(theta=0)", "theta is 0; expected at least 1"),
