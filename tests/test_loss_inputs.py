@@ -27,7 +27,7 @@ from semeda.losses import (
     semeda,
     semeda_by_image,
 )
-from semeda.rivals import lovasz, region_mutual_information
+from semeda.rivals import lovasz, region_mutual_information, trimap_lovasz
 
 NET = EdgeNet(4).requires_grad_(False)
 FUNCTIONS = dict(
@@ -36,6 +36,7 @@ FUNCTIONS = dict(
     semeda=lambda z, y: semeda(z, y, NET.weights),
     semeda_by_image=lambda z, y: semeda_by_image(z, y, NET.weights),
     lovasz=lovasz,
+    trimap_lovasz=trimap_lovasz,
     rmi=region_mutual_information,
     boundary_iou=boundary_iou_loss,
     boundary_f1=boundary_f1,
