@@ -113,9 +113,11 @@ class Groups:
         return next(s.config(row) for s in self.studies.values() if row in s.runs or row in s.diverged)
 
     def label(self, row: str) -> str:
-        "What a row's loss is called"
+        "What a row's loss is called, with the settings that are not the usual ones"
+        config = self.config(row)
+        settings = {name: config[name] for name in ("norm", "reduction") if name in config}
         try:
-            return html.escape(loss_label(self.config(row)["loss"]), quote=False)
+            return html.escape(loss_label(config["loss"], **settings), quote=False)
         except InputError: # of somebody else's package, which is not here
             return row
 
