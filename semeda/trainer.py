@@ -325,6 +325,8 @@ def main(
             print("semeda-train: stopped; the same command with --resume goes on from the last checkpoint",
                   file=sys.stderr)
         return 130
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group() # or its threads may abort a process that is done
     return 0
 
 # %% ../nbs/48_trainer.ipynb #fea1b7d3
