@@ -216,7 +216,7 @@ def trimap_lovasz(
     "Lovász-Softmax loss of the pixels near boundaries: mean over the classes in the bands of the batch"
     logits, labels, void = checked(logits, labels, ignore_index)
     band = trimap(labels, width, void) == 1
-    return _lovasz(logits, labels.masked_fill(~band, void), void)
+    return _lovasz(logits, labels.long().masked_fill(~band, void), void) # any label of void fits
 
 # %% ../nbs/10_rivals.ipynb #b0158404
 class TrimapLovaszLoss(AddedLoss):

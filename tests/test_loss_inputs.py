@@ -345,3 +345,9 @@ def test_labels_are_looked_at_once_a_batch_and_bytes_stay_bytes(monkeypatch):
     labels[0, 0, 0] = 2
     checked(logits, labels)
     assert len(seen) == 2
+
+
+def test_void_that_the_labels_dtype_cannot_hold(batch):
+    logits, labels = batch
+    value = build("trimap_lovasz")(logits, labels)
+    assert torch.equal(build("trimap_lovasz", ignore_index=300)(logits, labels.to(torch.uint8)), value)
