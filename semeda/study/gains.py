@@ -103,9 +103,10 @@ def forest(
 def _point(ax, y, found, score):
     "One difference with its interval"
     color = "C0" if score.better * found.mean >= 0 else "C1"
-    if found.pairs > 2: # of two, the interval is wider than the picture
+    drawn = found.low is not None and found.pairs > 2 # of two, the interval is wider than the picture
+    if drawn:
         ax.plot([score.scale * found.low, score.scale * found.high], [y, y], color=color)
-    ax.plot(score.scale * found.mean, y, "o", color=color, markerfacecolor=color if found.pairs > 2 else "white")
+    ax.plot(score.scale * found.mean, y, "o", color=color, markerfacecolor=color if drawn else "white")
 
 # %% ../../nbs/78_study_gains.ipynb #15959721
 @dataclass(frozen=True)
