@@ -222,9 +222,9 @@ def test_committed_results_are_what_their_names_say():
         given = settings.parameters(study, row, int(seed)) if known else None
         record = json.loads(path.read_text())
         check_result(record, study["study"], path.stem, given)
-        precisions.setdefault(path.parent.name, set()).add(record["config"].get("precision", "32-true"))
-    mixed = {folder: sorted(names) for folder, names in precisions.items() if len(names) > 1}
-    assert not mixed, "rows of a folder are compared with one another"
+        precisions.setdefault((path.parent.name, seed), set()).add(record["config"].get("precision", "32-true"))
+    mixed = {pair: sorted(names) for pair, names in precisions.items() if len(names) > 1}
+    assert not mixed, "rows of a folder are compared with one another, seed by seed"
 
 
 def test_late_runs_start_where_the_long_ones_end():
