@@ -160,6 +160,13 @@ class _EdgeSums(torch.autograd.Function):
         return grad, None, None, None
 
 # %% ../nbs/05_edge_iou.ipynb #b661bc39
+def _checked_reaches(reaches):
+    "Lengths of offsets; raises `InputError`"
+    whole = isinstance(reaches, (tuple, list)) and all(isinstance(reach, int) for reach in reaches)
+    if not whole or not reaches or min(reaches) < 1:
+        raise InputError(f"reaches is {reaches!r}; expected lengths in pixels, such as {REACHES}")
+    return tuple(reaches)
+
 def edge_iou(
     logits: Tensor, # Shape (B, C, H, W), floating point
     labels: Tensor, # Integer labels in 0..C-1 or `ignore_index`, shape (B, H, W)
@@ -168,23 +175,17 @@ def edge_iou(
     false_weight: float = 1., # Of an edge that the label does not have, against one that is missing
 ) -> Tensor: # Scalar in 0..1; differentiable once
     "One minus the soft IoU of signed semantic edges, eq. 4 with eq. 5 or 6; no edges give 0 with a gradient of 0"
+    reaches = _checked_reaches(reaches)
     if torch.compiler.is_compiling(): # a compiler makes its own way through the equation
         return edge_iou_by_definition(logits, labels, reaches, ignore_index, false_weight)
     logits, labels, void = checked(logits, labels, ignore_index)
     p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
-    lengths, matches, counts = _EdgeSums.apply(p, labels.long(), labels != void, tuple(reaches))
+    lengths, matches, counts = _EdgeSums.apply(p, labels.long(), labels != void, reaches)
     union = lengths + counts - matches + (false_weight - 1) * (lengths - matches)
     ious = matches / union.clamp(min=1e-6)
     return _one_minus_mean(ious, counts > 0)
 
 # %% ../nbs/05_edge_iou.ipynb #dd03e6d3
-def _checked_reaches(reaches):
-    "Lengths of offsets; raises `InputError`"
-    whole = isinstance(reaches, (tuple, list)) and all(isinstance(reach, int) for reach in reaches)
-    if not whole or not reaches or min(reaches) < 1:
-        raise InputError(f"reaches is {reaches!r}; expected lengths in pixels, such as {REACHES}")
-    return tuple(reaches)
-
 class EdgeIoULoss(nn.Module):
     "Cross-entropy, or another loss, plus the edge IoU loss"
     def __init__(self,

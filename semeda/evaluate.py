@@ -23,9 +23,10 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from .core import Arguments, InputError, command, markdown_table, one_line, percent, read_json, some
+from .core import (Arguments, InputError, command, markdown_table, one_line, percent, read_json, some,
+                         whole_number)
 from .data import find_dataset, load_data
-from .evaluation import FILES, Source, count, evaluate, summarise, whole_number # noqa: F401, also found here
+from .evaluation import FILES, Source, count, evaluate, summarise # noqa: F401, also found here
 from .masks import (Reading, match_masks, read_class_names, read_masks, read_pair, # noqa: F401
                           read_palette)
 from .intervals import paired_bootstrap, paired_mean

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import InputError, finite, known
+from .core import InputError, finite, known, whole_number
 from .edge_net import one_hot
 from .edges import edge_map, trimap
 from .loss_inputs import CheckedLoss, at_least_float32, checked
@@ -215,7 +215,7 @@ def trimap_lovasz(
 ) -> Tensor: # Scalar in 0..1; 0 where no boundary is
     "Lovász-Softmax loss of the pixels near boundaries: mean over the classes in the bands of the batch"
     logits, labels, void = checked(logits, labels, ignore_index)
-    band = trimap(labels, width, void) == 1
+    band = trimap(labels, whole_number("width", width, 1, 254), void) == 1
     return _lovasz(logits, labels.long().masked_fill(~band, void), void) # any label of void fits
 
 # %% ../nbs/10_rivals.ipynb #b0158404
@@ -230,7 +230,7 @@ class TrimapLovaszLoss(AddedLoss):
         ignore_index: int | None = 255, # Label of void pixels; None: there are none
     ):
         super().__init__(weight, base, ignore_index)
-        self.width = int(finite("width", width, low=1, high=254))
+        self.width = whole_number("width", width, 1, 254)
 
     def compute(self, logits: Tensor, labels: Tensor) -> Tensor:
         "The Lovász-Softmax loss of the bands"
@@ -247,13 +247,14 @@ def _windows(maps, radius):
 def region_mutual_information(
     logits: Tensor, # Shape (B, C, H, W), floating point
     labels: Tensor, # Integer labels in 0..C-1 or `ignore_index`, shape (B, H, W)
-    radius: int = 3, # Side of a window
-    stride: int = 3, # Masks are averaged over so many pixels to a side before
+    radius: int = 3, # Side of a window, 1..99
+    stride: int = 3, # Masks are averaged over so many pixels to a side before, 1..99
     ridge: float = 1e-3, # Added to the diagonals, so that they can be inverted
     ignore_index: int | None = 255, # Label of void pixels; None: there are none
 ) -> Tensor: # Scalar
     "Region mutual information loss: less is better, and it may be negative; 0 for images smaller than a window"
     logits, labels, void = checked(logits, labels, ignore_index)
+    radius, stride = whole_number("radius", radius, 1, 99), whole_number("stride", stride, 1, 99)
     known = (labels != void).unsqueeze(1)
     p = logits.double().softmax(dim=1) * known
     y = one_hot(labels, logits.shape[1], void, torch.double)
@@ -275,12 +276,12 @@ class RegionMutualInformationLoss(AddedLoss):
     def __init__(self,
         weight: float = .5, # Of the term
         base: nn.Module | None = None, # The loss it is added to; by default PPCE
-        radius: int = 3, # Side of a window
-        stride: int = 3, # Of the pooling before
+        radius: int = 3, # Side of a window, 1..99
+        stride: int = 3, # Of the pooling before, 1..99
         ignore_index: int | None = 255, # Label of void pixels; None: there are none
     ):
         super().__init__(weight, base, ignore_index)
-        self.radius, self.stride = radius, stride
+        self.radius, self.stride = whole_number("radius", radius, 1, 99), whole_number("stride", stride, 1, 99)
 
     def compute(self, logits: Tensor, labels: Tensor) -> Tensor:
         "The region mutual information loss"

@@ -21,6 +21,7 @@ from semeda.boundary_losses import (
 )
 from semeda.boundary_losses import _distance_by_rows as distance_in_torch
 from semeda.core import InputError
+from semeda.edge_iou import edge_iou
 from semeda.edge_net import EdgeNet
 from semeda.loss_registry import LOSSES, advance_loss, build_loss
 from semeda.losses import PPCELoss, SemedaLoss, ppce
@@ -395,10 +396,14 @@ def test_schedule(batch):
     "expression, words",
     [
         ("boundary_f1(side=2)", "side is 2; choose from"),
-        ("boundary_iou(d=0)", "d is 0; expected at least 1"),
+        ("boundary_iou(d=0)", "d is 0; expected 1..254"),
+        ("boundary_iou(d=1.5)", "d is 1.5; expected a whole number 1..254"),
         ("lovasz(weight=-1)", "weight is -1; expected at least 0"),
-        ("trimap_lovasz(width=0)", "width is 0; expected at least 1"),
-        ("trimap_lovasz(width=255)", "width is 255; expected at most 254"),
+        ("trimap_lovasz(width=0)", "width is 0; expected 1..254"),
+        ("trimap_lovasz(width=255)", "width is 255; expected 1..254"),
+        ("trimap_lovasz(width=2.7)", "width is 2.7; expected a whole number 1..254"),
+        ("rmi(radius=0)", "radius is 0; expected 1..99"),
+        ("rmi(stride=1.5)", "stride is 1.5; expected a whole number 1..99"),
         ("signed_distance(schedule='never')", "schedule is 'never'; choose from rebalance"),
         ("rmi(weight='x')", "weight is 'x'; expected a number"),
         ("active_boundary(theta=0)", "theta is 0; expected at least 1"),
@@ -408,6 +413,19 @@ def test_wrong_settings(expression, words):
     with pytest.raises(InputError) as e:
         build(expression)
     assert words in str(e.value)
+
+
+@pytest.mark.parametrize("function, setting", [
+    (boundary_iou_loss, dict(d=0)), (boundary_f1, dict(side=2)), (boundary_f1, dict(tolerance=0)),
+    (trimap_lovasz, dict(width=0)), (region_mutual_information, dict(radius=0)), (edge_iou, dict(reaches=(0, 2))),
+    (edge_iou, dict(reaches=())),
+])
+def test_wrong_settings_of_functions(batch, function, setting):
+    "which would be a loss of 0, or an error of torch's, otherwise"
+    (name, value), = setting.items()
+    with pytest.raises(InputError) as e:
+        function(*batch, **setting)
+    assert f"{name} is {value!r}; " in str(e.value)
 
 
 def test_lovasz_is_the_librarys(batch):
