@@ -18,7 +18,8 @@ from semeda.loss_registry import LOSSES, build_loss, default_lambdas, has_edge_h
 from .step import CLASSES, PPCE, Step
 from .timing import MIB, parse, parser, peak_extra, regions, rows_of, show, take_turns, write
 
-MORE = ("smp.LovaszLoss+edge_iou",) # combinations that the study of losses has
+MORE = ("smp.LovaszLoss+edge_iou", "smp.LovaszLoss+edge_iou(false_weight=2)",
+        "smp.LovaszLoss+trimap_lovasz") # combinations that the study of losses has
 BACKBONES = ("resnet18", "resnet101")
 
 
