@@ -165,9 +165,10 @@ def _lovasz(logits, labels, void):
     classes = present_classes(labels, len(p), void)
     of_class = (labels == classes[:, None]).to(p.dtype)
     errors = (of_class - p[classes]).abs().masked_fill(labels == void, -1.) # void comes last and counts nothing
-    errors, order = errors.sort(dim=1, descending=True)
+    order = _descending(errors.detach())
     steps = _jaccard_steps(of_class.gather(1, order))
-    return mean_over_classes((errors.clamp(min=0) * steps).sum(dim=1), of_class.any(dim=1))
+    weights = torch.zeros_like(steps).scatter_(1, order, steps) # of each pixel's error, and its gradient
+    return mean_over_classes((errors.clamp(min=0) * weights).sum(dim=1), of_class.any(dim=1))
 
 # %% ../nbs/10_rivals.ipynb #068aab1e
 def _jaccard_steps(of_class):
@@ -177,6 +178,16 @@ def _jaccard_steps(of_class):
     union = size + (1 - of_class).cumsum(dim=1)
     loss = 1 - intersection / union
     return torch.cat([loss[:, :1], loss[:, 1:] - loss[:, :-1]], dim=1)
+
+# %% ../nbs/10_rivals.ipynb #1c5c5619
+def _descending(errors):
+    "Places of the errors in descending order, -1 last, shape (C, pixels)"
+    if errors.device.type != "cpu" or errors.dtype != torch.float32 or torch.compiler.is_compiling():
+        return errors.argsort(dim=1, descending=True)
+    keys = (~errors.view(torch.int32)).long() << 32 # ~ turns the order round
+    keys |= torch.arange(errors.shape[1])
+    keys.numpy().sort(axis=1) # in place
+    return keys & 0xFFFFFFFF
 
 # %% ../nbs/10_rivals.ipynb #cfc98a9b
 def present_classes(

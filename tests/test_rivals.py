@@ -25,7 +25,15 @@ from semeda.edge_iou import edge_iou
 from semeda.edge_net import EdgeNet
 from semeda.loss_registry import LOSSES, advance_loss, build_loss
 from semeda.losses import PPCELoss, SemedaLoss, ppce
-from semeda.rivals import PEERS, EdgeWeightedLoss, PeerLoss, lovasz, region_mutual_information, trimap_lovasz
+from semeda.rivals import (
+    PEERS,
+    EdgeWeightedLoss,
+    PeerLoss,
+    _descending,
+    lovasz,
+    region_mutual_information,
+    trimap_lovasz,
+)
 
 NO_SMP = "segmentation-models-pytorch is not installed: pip install 'semeda[peers]'"
 NAMES = [name for name in LOSSES if name not in ("ubernet", "ppce_edges")]
@@ -426,6 +434,28 @@ def test_wrong_settings_of_functions(batch, function, setting):
     with pytest.raises(InputError) as e:
         function(*batch, **setting)
     assert f"{name} is {value!r}; " in str(e.value)
+
+
+@pytest.mark.parametrize("shape, void", [((2, 4, 9, 7), .2), ((1, 3, 40, 50), 0.), ((3, 2, 16, 16), 1.)])
+def test_lovasz_sorts_the_same_in_both_ways(shape, void):
+    "by bits in single precision, by torch in double"
+    logits, labels = make_batch(shape, void)
+    logits[:, :, :4] = 0 # errors that are equal
+    values, gradients = [], []
+    for dtype in (torch.float32, torch.float64):
+        z = logits.to(dtype).requires_grad_()
+        values.append(lovasz(z, labels))
+        gradients.append(torch.autograd.grad(values[-1], z)[0])
+    assert values[0].item() == pytest.approx(values[1].item(), abs=1e-6)
+    distinct = (..., slice(4, None), slice(None)) # where they are equal, any order has a right gradient
+    torch.testing.assert_close(gradients[0][distinct].double(), gradients[1][distinct], atol=1e-5, rtol=1e-3)
+
+
+def test_order_of_errors():
+    errors = torch.tensor([[.5, 0., 1., -1., 1e-40, .25], [-1.] * 6])
+    order = _descending(errors)
+    assert order[0].tolist() == [2, 0, 5, 4, 1, 3] and sorted(order[1].tolist()) == list(range(6))
+    assert _descending(errors[:, :0]).shape == (2, 0) and _descending(errors[:0]).shape == (0, 6)
 
 
 def test_lovasz_is_the_librarys(batch):
