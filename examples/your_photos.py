@@ -23,7 +23,7 @@ import semeda.evaluate
 import semeda.predict
 import semeda.trainer
 
-LOSSES = dict(ppce="ppce", edges="lovasz+edge_iou")  # the usual one, and the one that gains at boundaries
+LOSSES = dict(ppce="ppce", edges="lovasz+trimap_lovasz")  # the usual one, and one that gains at boundaries
 
 
 def run(name, main, *arguments):

@@ -54,8 +54,15 @@ def small_png(data: str, frequent: int = 96) -> str:
     return smaller if len(smaller) < len(data) else data
 
 
+def is_of_the_page(output: dict) -> bool:
+    "Whether an output is neither a progress bar nor what another library says on stderr"
+    text = "".join(output.get("text", ""))
+    foreign = output.get("name") == "stderr" and not text.lstrip().startswith("semeda")
+    return not foreign and not BAR.search(text)
+
+
 def tidy(notebook: dict):
-    "Drop progress bars, widget states, numbers of executions and outputs that no page shows; make pictures small"
+    "Drop what no page shows: progress bars, messages of other libraries, widget states; make pictures small"
     notebook["metadata"].pop("widgets", None)
     notebook["metadata"].pop("language_info", None)
     for cell in notebook["cells"]:
@@ -63,7 +70,7 @@ def tidy(notebook: dict):
             continue
         cell["metadata"].pop("execution", None)
         shown = not "".join(cell["source"]).startswith("#| output: false")
-        cell["outputs"] = [o for o in cell["outputs"] if shown and not BAR.search("".join(o.get("text", "")))]
+        cell["outputs"] = [o for o in cell["outputs"] if shown and is_of_the_page(o)]
         for output in cell["outputs"]:
             if "image/png" in output.get("data", {}):
                 output["data"]["image/png"] = small_png("".join(output["data"]["image/png"]))

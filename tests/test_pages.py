@@ -7,7 +7,7 @@ import pytest
 from semeda._modidx import d as nbdev_index
 from semeda._site import escaped
 from tests import pages as site
-from tests.refresh import fingerprint, record
+from tests.refresh import fingerprint, is_of_the_page, record
 
 PAGES = site.pages()
 IDS = [str(path.relative_to(site.NOTEBOOKS)) for path in PAGES]
@@ -212,3 +212,12 @@ def test_numbers_stand_beside_equations_and_columns_have_names(project):
     text = "\n".join(site.texts(path))
     assert "{#equation-6 .numbered-equation}" in text and "[(6)]{.equation-number}" in text and "tag" not in text
     assert "| [row]{.visually-hidden} | n |" in text
+
+
+@pytest.mark.parametrize("name, text, kept", [
+    ("stdout", "mIoU 0.5\n", True), ("stderr", "semeda-train: lr is -1; expected at least 0\n", True),
+    ("stderr", "/home/me/.venv/lib/python3.12/site-packages/x.py:1: a warning\n", False),
+    ("stdout", "train:  50%|#####     | 5/10 [00:01<00:01]\n", False),
+])
+def test_pages_keep_no_messages_of_other_libraries(name, text, kept):
+    assert is_of_the_page(dict(output_type="stream", name=name, text=[text])) == kept
