@@ -18,7 +18,7 @@ def readme() -> str:
     cells = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]
     text = "\n\n".join(part for cell in cells for part in text_of(cell))
     text = re.sub(r'(\]\([^)\s]+\))\{fig-alt="[^"]*"\}', r"\1", text)
-    return re.sub(r"\]\((?!https?:)([\w./]+)\)", r"](nbs/\1)", text) + "\n"
+    return re.sub(r"\]\((?!https?:)([\w./]+(?:#[\w-]+)?)\)", r"](nbs/\1)", text) + "\n"
 
 
 if __name__ == "__main__":
