@@ -139,6 +139,8 @@ def test_parameters_cell_mirrors_the_config():
 def test_readme_is_the_index():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text == readme(), "run: make readme"
+    links = re.findall(r"\]\((?!https?:)([^)#\s]+)", text)
+    assert len(links) > 20 and all((ROOT / link).is_file() for link in links), links
     assert text.count("\n") < 120 and "make demo" in text and "make test" in text
 
 
