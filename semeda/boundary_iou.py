@@ -83,6 +83,7 @@ class BoundaryIoU(CountMetric):
         self.settings: dict[str, Any] = dict(num_classes=num_classes, ignore_index=ignore_index, void=void)
         self.shapes = dict(boundary_iou=(), per_class=(num_classes,), absent=(num_classes,))
         self._add_counts("counts", 2, num_classes)
+        self._tell_apart(width=width, ratio=ratio, **self.settings)
 
     def update(self,
         predictions: Tensor, # Predicted classes, shape (..., H, W)

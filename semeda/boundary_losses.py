@@ -190,7 +190,7 @@ def signed_distances(
 ) -> Tensor: # float32, shape (B, K, H, W): in pixels, negative inside a class, 0 on void
     "Distance to the boundary of each class"
     labelled = (labels != void).unsqueeze(1)
-    inside = labels.unsqueeze(1) == classes.view(-1, 1, 1)
+    inside = labelled & (labels.unsqueeze(1) == classes.view(-1, 1, 1)) # void may be one of the classes
     outside = labelled & ~inside
     to_class, to_others = euclidean_distance(inside), euclidean_distance(outside)
     phi = torch.where(inside, 1 - to_others, to_class)
@@ -255,7 +255,8 @@ def _neighbour(x, down, right, fill):
     return padded[..., 1 + down:1 + down + height, 1 + right:1 + right + width]
 
 def _divergence(log_p, log_q):
-    "KL(p || q) over the classes, dimension 1"
+    "KL(p || q) over the classes, dimension 1; a probability of 0 is taken for a very small one"
+    log_p, log_q = log_p.clamp(min=-1e4), log_q.clamp(min=-1e4)
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 # %% ../nbs/11_boundary_losses.ipynb #579f86d4
@@ -303,6 +304,8 @@ def active_boundary(
 ) -> Tensor: # Scalar
     "Active boundary loss: mean over the pixels of the predicted boundary"
     logits, labels, void = checked(logits, labels, ignore_index)
+    share, theta = finite("share", share, 0, 1), finite("theta", theta, 1)
+    smoothing = finite("smoothing", smoothing, 0, 1)
     log_p, labelled = at_least_float32(logits).log_softmax(dim=1), labels != void
     distance = euclidean_distance(edge_map(labels, void) == 1)
     pixels, counted = predicted_boundary(log_p, labelled, share)
@@ -315,7 +318,7 @@ def active_boundary(
     here = distance.flatten(1).gather(1, pixels)
     counted = counted & here.isfinite() & valid.any(dim=1)
     weighted = here.clamp(max=theta) / theta * _smooth_cross_entropy(log_d, nearest, valid, smoothing)
-    return mean_over_classes(weighted, counted)
+    return mean_over_classes(weighted, counted).masked_fill(log_p.isnan().any(), torch.nan)
 
 # %% ../nbs/11_boundary_losses.ipynb #6fd9c6f9
 class ActiveBoundaryLoss(AddedLoss):

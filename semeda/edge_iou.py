@@ -13,6 +13,7 @@ from .core import InputError, finite
 from .edge_net import one_hot
 from .loss_inputs import checked
 from .losses import ppce
+from .rivals import free_name
 
 # %% ../nbs/05_edge_iou.ipynb #7d1f3efd
 def offsets(
@@ -84,7 +85,7 @@ def _edge_pairs(labels, known, down, right):
     "Flat numbers of the first and second pixels of the pairs of labelled pixels of two classes"
     first, second = offset_pairs(labels, down, right)
     known_first, known_second = offset_pairs(known, down, right)
-    at_first = torch.zeros_like(known)
+    at_first = torch.zeros(known.shape, dtype=torch.bool, device=known.device) # contiguous, whatever the labels are
     offset_pairs(at_first, down, right)[0].copy_((first != second) & known_first & known_second)
     numbers = at_first.view(-1).nonzero().squeeze(1)
     return numbers, numbers + (down * labels.shape[-1] + right)
@@ -136,7 +137,7 @@ class _EdgeSums(torch.autograd.Function):
     def forward(ctx, p, labels, known, reaches):
         lengths, matches, counts = (p.new_zeros(len(reaches), p.shape[1]) for _ in range(3))
         signs = torch.zeros(2, len(reaches), *p.shape, dtype=torch.int8, device=p.device)
-        at_a_time = max(1, 2**20 // p[0, 0].numel()) # maps that stay in the cache
+        at_a_time = max(1, 2**20 // max(1, p.shape[2] * p.shape[3])) # maps that stay in the cache
         for i, reach in enumerate(reaches):
             falls = _falls(labels, known, reach, p.shape[1])
             counts[i].index_add_(0, falls[2], torch.ones_like(falls[2], dtype=p.dtype))
@@ -175,7 +176,7 @@ def edge_iou(
     false_weight: float = 1., # Of an edge that the label does not have, against one that is missing
 ) -> Tensor: # Scalar in 0..1; differentiable once
     "One minus the soft IoU of signed semantic edges, eq. 4 with eq. 5 or 6; no edges give 0 with a gradient of 0"
-    reaches = _checked_reaches(reaches)
+    reaches, false_weight = _checked_reaches(reaches), finite("false_weight", false_weight, low=0)
     if torch.compiler.is_compiling(): # a compiler makes its own way through the equation
         return edge_iou_by_definition(logits, labels, reaches, ignore_index, false_weight)
     logits, labels, void = checked(logits, labels, ignore_index)
@@ -209,7 +210,7 @@ class EdgeIoULoss(nn.Module):
         base = ppce(logits, labels, self.ignore_index) if self.base is None else self.base(logits, labels)
         edges = self.weight * edge_iou(logits, labels, self.reaches, self.ignore_index, self.false_weight)
         first = dict(ppce=base.detach()) if self.base is None else dict(getattr(self.base, "terms", {}))
-        self.terms = first | dict(edge_iou=edges.detach())
+        self.terms = first | {free_name("edge_iou", first): edges.detach()}
         return base + edges
 
     def extra_repr(self) -> str:

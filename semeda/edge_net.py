@@ -187,7 +187,7 @@ def random_edge_net(
     num_classes: int, # C
     seed: int = 0, # Of the weights
 ) -> EdgeNet: # Not frozen
-    "An Edge net that is not yet trained"
+    "An Edge net that is not yet trained; torch's own generator is left as it was"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return EdgeNet(num_classes)
@@ -320,7 +320,7 @@ def softmax_edge_f1(
     tolerance: int = 0, # An edge pixel is right if one of the other map is at most so many pixels away (chessboard)
 ) -> float: # In 0..1
     "F1 score of the edges that the Edge net sees in softmax outputs, against those of their argmax"
-    truth = edge_map(probabilities.argmax(dim=1).to(torch.int16))
+    truth = edge_map(probabilities.argmax(dim=1).to(torch.int16), ignore_index=-1)
     counts = torch.zeros(4, dtype=torch.long)
     for p, t in zip(probabilities, truth):
         counts += _edge_counts(net(p[None])[:, 1] > .5, t[None], tolerance)
@@ -331,7 +331,7 @@ def exact_edge_net(
     num_classes: int, # C
 ) -> EdgeNet: # Frozen
     "The Edge net that is right on every one-hot mask, written down instead of trained"
-    net = EdgeNet(num_classes).requires_grad_(False)
+    net = random_edge_net(num_classes).requires_grad_(False)
     for p in net.parameters():
         p.zero_()
     (kernel1, bias1), (kernel2, _), (kernel3, bias3) = net.weights
@@ -356,8 +356,9 @@ def label_embedding(
 ) -> Tensor: # Shape (B, 16, H, W), channels last in memory
     "psi^1 of the one-hot mask S*, by table look-up"
     (height, width), (channels, classes) = labels.shape[-2:], kernel.shape[:2]
+    labels = labels.int() # 8 bits may not hold the number of classes
     known = (labels >= 0) & (labels < classes) & (labels != ignore_index)
-    rows = F.pad(labels.int().masked_fill(~known, classes), (1, 1, 1, 1), value=classes)
+    rows = F.pad(labels.masked_fill(~known, classes), (1, 1, 1, 1), value=classes)
     index = []
     for i in range(3):
         for j in range(3):

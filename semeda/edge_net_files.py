@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .core import Arguments, Digest, InputError, command, finite, one_line, probe_folder
 from .core import progress_bar, replacing, weights_hash
-from .edge_net import EdgeNet, edge_f1, train_edge_net
+from .edge_net import EdgeNet, edge_f1, random_edge_net, train_edge_net
 from .edges import chessboard_distance, edge_map
 
 # %% ../nbs/14_edge_net_files.ipynb #83790634
@@ -56,7 +56,7 @@ def _check_state(state, path):
     "Raise `InputError` unless these are the weights of an Edge net"
     first = state.get("conv1.weight")
     num_classes = first.shape[1] if first is not None and first.dim() == 4 else 1
-    for name, weight in EdgeNet(num_classes).state_dict().items():
+    for name, weight in random_edge_net(num_classes).state_dict().items():
         if name not in state:
             raise InputError(f"edge net file {path} has no {name}; expected a file from save_edge_net")
         if state[name].shape != weight.shape:
@@ -72,7 +72,7 @@ def load_edge_net(
     "Read an Edge net from a safetensors file; raises `InputError` for whatever is wrong with it"
     state, about = _read_safetensors(path)
     _check_state(state, path)
-    net = EdgeNet(state["conv1.weight"].shape[1])
+    net = random_edge_net(state["conv1.weight"].shape[1]) # which draws nothing from torch's own generator
     net.load_state_dict({name: state[name] for name in net.state_dict()})
     found, expected = weights_hash(net), about.get("weights")
     if expected not in (None, found):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .core import InputError
-from .edge_net import EdgeNet, edge_f1, train_edge_net
+from .edge_net import EdgeNet, edge_f1, random_edge_net, train_edge_net
 from .edge_net_files import SHIPPED, cached_edge_net, load_edge_net, save_edge_net, shipped_edge_net
 from .loss_inputs import CheckedLoss, check_labels
 
@@ -104,7 +104,7 @@ class _EdgeNetBuffers(CheckedLoss):
         if edge_net is None and num_classes is None:
             choices = f"{', '.join(SHIPPED)}, a file, an EdgeNet, or num_classes=... and masks=..."
             raise InputError(f"{type(self).__name__} got no edge net; expected one of {choices}")
-        net = EdgeNet(num_classes or 0) if edge_net is None else find_edge_net(edge_net)
+        net = random_edge_net(num_classes or 0) if edge_net is None else find_edge_net(edge_net)
         if num_classes not in (None, net.num_classes):
             raise InputError(f"edge net has {net.num_classes} classes; expected num_classes, {num_classes}")
         self.num_classes = net.num_classes
@@ -138,7 +138,7 @@ class FrozenEdgeNet(_EdgeNetBuffers):
 
     def edge_net(self) -> EdgeNet:
         "A copy of the Edge net"
-        net = EdgeNet(self.num_classes).requires_grad_(False).eval()
+        net = random_edge_net(self.num_classes).requires_grad_(False).eval()
         for own, (kernel, bias) in zip(net.weights, self.weights):
             own[0].copy_(kernel)
             own[1].copy_(bias)

@@ -93,6 +93,8 @@ def paired_mean(
     seed: int = 0, # Of the draws
 ) -> tuple[Tensor, Tensor, Tensor]: # Mean of b - a, low and high
     "Difference of two means over images with its percentile interval"
+    if len(a) != len(b):
+        raise InputError(f"a has {len(a)} numbers, b {len(b)}; expected one for each image in both")
     gains = torch.tensor(b, dtype=torch.double) - torch.tensor(a, dtype=torch.double)
     draws = draw_images(len(gains), resamples, seed) @ gains / len(gains)
     return _percentiles(gains.mean(), draws, level)

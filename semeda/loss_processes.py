@@ -9,17 +9,22 @@ __all__ = ['loss_across_processes']
 import torch
 from torch import Tensor, distributed, nn
 
+from .edges import void_pixels
+
 # %% ../nbs/16_loss_processes.ipynb #07d16af5
 def _counted(loss, labels):
     "How much of a batch a pixel loss counts: the sum of its pixel weights"
     if hasattr(loss, "pixel_weights"):
         return loss.pixel_weights(labels).sum(dtype=torch.double)
-    void = -1 if loss.ignore_index is None else loss.ignore_index
-    return (labels != void).sum(dtype=torch.double)
+    return _labelled(loss, labels)
 
-def _share(loss, labels):
+def _labelled(loss, labels):
+    "Pixels that are not void"
+    void = -1 if loss.ignore_index is None else loss.ignore_index
+    return (~void_pixels(labels, void)).sum(dtype=torch.double)
+
+def _share(mine):
     "This process' part of the pixels that count in a step, times the number of processes"
-    mine = _counted(loss, labels)
     total = mine.clone()
     distributed.all_reduce(total)
     return (mine * distributed.get_world_size() / total.clamp(min=1)).float()
@@ -47,7 +52,7 @@ def loss_across_processes(
     if getattr(module, "over", "batch") == "batch":
         value = loss(_gathered(logits), _gathered(labels))
         return value.detach() + distributed.get_world_size() * (value - value.detach())
-    share = _share(module, labels)
-    value = loss(logits, labels) * share
+    value = loss(logits, labels) * _share(_counted(module, labels))
+    share = _share(_labelled(module, labels)) # terms are means over labelled pixels, whatever these weigh
     module.terms = {name: term * share for name, term in module.terms.items()}
     return value

@@ -36,6 +36,7 @@ class MeanIoU(CountMetric):
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.shapes = dict(miou=(), iou=(num_classes,), absent=(num_classes,))
         self._add_counts("counts", num_classes, num_classes)
+        self._tell_apart(num_classes=num_classes, ignore_index=ignore_index)
 
     def update(self,
         predictions: Tensor, # Predicted classes, any shape
@@ -116,6 +117,7 @@ class TrimapIoU(_PerImage):
         self.shapes = dict(miou=(), iou=classes, absent=classes, boundary=widths, non_boundary=widths,
                            boundary_classes=widths, non_boundary_classes=widths)
         self._add_counts("counts", max_width + 1, num_classes, num_classes)
+        self._tell_apart(**self.settings)
         self._keep_images(*((max_width + 1, 3, num_classes) if per_image else ()))
 
     def update(self,
@@ -129,7 +131,7 @@ class TrimapIoU(_PerImage):
             images = list(zip(predictions, labels, strict=True))
         counts = torch.stack([trimap_counts(p, l, **self.settings) for p, l in images])
         if self.keeps_images:
-            self._add_images(keys, class_counts(counts))
+            self._add_images(keys, class_counts(counts).int())
         self.counts += counts.sum(dim=0)
 
     def compute(self) -> dict[str, Tensor]: # `miou` scalar, `iou` and `absent` (C,), the others (W,)
@@ -261,16 +263,20 @@ for _record in (_TRIMAP, _BOUNDARY_IOU, _STRUCTURE): METRICS.register(_record.na
 # %% ../nbs/34_metrics.ipynb #fddbd5c0
 def build_metrics(
     in_run: bool = False, # Those that runs compute; False: all
-    **settings: Any, # `num_classes`, `max_width`, `void`, `per_image`
+    **settings: Any, # Such as `num_classes`, `max_width`, `void` and `per_image`; each metric gets those that it takes
 ) -> dict[str, Metric]: # By name
-    "The registered metrics"
-    metrics = {}
+    "The registered metrics; raises `InputError` for a setting that none takes"
+    metrics: dict[str, Metric] = {}
+    taken: set[str] = set()
     for name, record in METRICS.items():
-        if in_run and not record.in_run:
-            continue
         known = inspect.signature(record.build).parameters
         takes_all = any(p.kind == p.VAR_KEYWORD for p in known.values())
-        metrics[name] = record.build(**{k: v for k, v in settings.items() if takes_all or k in known})
+        taken |= set(settings if takes_all else known)
+        if record.in_run or not in_run:
+            metrics[name] = record.build(**{k: v for k, v in settings.items() if takes_all or k in known})
+    for name in settings:
+        if name not in taken:
+            raise InputError(f"unknown setting {name!r}; choose from {', '.join(sorted(taken))}")
     return metrics
 
 # %% ../nbs/34_metrics.ipynb #dcca18ce

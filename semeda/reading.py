@@ -106,15 +106,34 @@ def _stored_array(path: str | Path, what: str) -> np.ndarray:
 
 def _resized_numbers(numbers: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     "The nearest pixel's number at another width and height"
-    picture = Image.fromarray(numbers.astype(np.int32))
-    return np.array(picture.resize(size, Image.Resampling.NEAREST))
+    places = Image.fromarray(np.arange(numbers.size, dtype=np.int32).reshape(numbers.shape)) # numbers may need 64 bits
+    return numbers.reshape(-1)[np.array(places.resize(size, Image.Resampling.NEAREST))]
+
+# %% ../nbs/20_reading.ipynb #d1e2f302
+def _used_colours(file: Image.Image) -> dict[int, Colour]:
+    "Numbers in a grey or palette image, and the colour of each"
+    numbers = np.unique(np.array(file)).tolist()
+    if file.mode == "L": return {number: (number, number, number) for number in numbers}
+    palette = np.array(file.getpalette("RGB")).reshape(-1, 3).tolist()
+    return {number: tuple(palette[number]) for number in numbers if number < len(palette)}
+
+def _is_read_by_colour(file: Image.Image, number_of: dict[Colour, int], name: str) -> bool:
+    "Whether the colours of a palette image tell its classes, since they are those given, in another order"
+    used = _used_colours(file) if file.mode in ("L", "P") else {}
+    told = {number: number_of[colour] for number, colour in used.items() if colour in number_of}
+    wrong = [number for number, own in told.items() if number != own]
+    if wrong and (file.mode == "L" or len(told) < len(used)):
+        number = wrong[0]
+        raise InputError(f"{name} has pixels of number {number} in the colour of number {told[number]} of the palette; "
+                         "expected numbers and colours that agree, or an RGB image")
+    return bool(wrong)
 
 # %% ../nbs/20_reading.ipynb #a237164c
 def read_numbers(
     path: str | Path, # A one-channel image or a `.npy` file
     size: tuple[int, int] | None = None, # Width and height to resize to (nearest)
     what: str = "label", # What the file is called in messages
-    colours: dict[Colour, int] | None = None, # Read an RGB image by the numbers of these colours
+    colours: dict[Colour, int] | None = None, # Read an RGB image by these colours, and one with another palette of them
     equal_channels: bool = False, # Read an RGB image whose three channels are the same
 ) -> np.ndarray: # int64, shape (H, W)
     "Read the numbers of a mask as they are stored"
@@ -127,6 +146,8 @@ def read_numbers(
         if not (one_channel or (file.mode == "RGB" and (colours or equal_channels))):
             raise InputError(
                 f"{what} {path} is a {file.mode} image; expected one channel of class numbers, mode L or P")
+        if colours and _is_read_by_colour(file, colours, f"{what} {path}"):
+            file, one_channel = file.convert("RGB"), False
         pixels = np.array(file if size is None else file.resize(size, Image.Resampling.NEAREST))
     if one_channel: return pixels.astype(np.int64) // step
     if colours: return _numbers_of_colours(pixels, colours, f"{what} {path}")

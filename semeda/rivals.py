@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .core import InputError, finite, known, whole_number
 from .edge_net import one_hot
-from .edges import edge_map, trimap
+from .edges import edge_map, trimap, void_pixels
 from .loss_inputs import CheckedLoss, at_least_float32, checked
 from .losses import PPCELoss
 
@@ -35,7 +35,7 @@ class EdgeWeightedLoss(CheckedLoss):
     ) -> Tensor: # Shape (B, H, W): 0 on void, 1 + lambda1 on edges, else 1
         "How often each pixel counts"
         void = -1 if self.ignore_index is None else self.ignore_index
-        return (labels != void) * (1 + self.lambda1 * (edge_map(labels, void) == 1))
+        return ~void_pixels(labels, void) * (1 + self.lambda1 * (edge_map(labels, void) == 1))
 
     def forward(self,
         logits: Tensor, # Shape (B, C, H, W), floating point
@@ -162,9 +162,9 @@ def _lovasz(logits, labels, void):
     "`lovasz` of checked arguments"
     p = at_least_float32(logits).softmax(dim=1).movedim(1, 0).flatten(1)
     labels = labels.flatten()
-    classes = present_classes(labels, len(p), void)
-    of_class = (labels == classes[:, None]).to(p.dtype)
-    errors = (of_class - p[classes]).abs().masked_fill(labels == void, -1.) # void comes last and counts nothing
+    classes, labelled = present_classes(labels, len(p), void), labels != void # void may be one of the classes
+    of_class = ((labels == classes[:, None]) & labelled).to(p.dtype)
+    errors = (of_class - p[classes]).abs().masked_fill(~labelled, -1.) # void comes last and counts nothing
     order = _descending(errors.detach())
     steps = _jaccard_steps(of_class.gather(1, order))
     weights = torch.zeros_like(steps).scatter_(1, order, steps) # of each pixel's error, and its gradient
@@ -275,7 +275,8 @@ def region_mutual_information(
     identity = torch.eye(radius * radius, dtype=p.dtype, device=p.device)
     var_p, var_y, cov = (a @ b.mT for a, b in ((p, p), (y, y), (y, p)))
     m = var_y - cov @ torch.linalg.solve(var_p + ridge * identity, cov.mT)
-    log_det = 2 * torch.linalg.cholesky(m + ridge * identity).diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+    factor, failed = torch.linalg.cholesky_ex(m + ridge * identity)
+    log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1).masked_fill(failed > 0, torch.nan)
     value = (log_det / 2 / radius**2).mean(dim=0).sum()
     return (value * known.any()).to(at_least_float32(logits).dtype)
 

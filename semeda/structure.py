@@ -85,6 +85,7 @@ class Structure(CountMetric):
         for name in ("holes", "fragments", "small", "area", "labelled"):
             self._add_counts(name, num_classes)
         self._add_counts("images")
+        self._tell_apart(**self.settings)
 
     def update(self,
         predictions: Tensor, # Predicted classes, shape (B, H, W), or (H, W) for one image

@@ -135,7 +135,7 @@ def test_terms_of_its_own_and_of_another_base():
     assert list(loss.terms) == ["ppce", "edge_iou"] and total == pytest.approx(sum(loss.terms.values()).item())
     outer = EdgeIoULoss(weight=1., base=loss)
     total = outer(logits, labels)
-    assert outer.terms["ppce"] == loss.terms["ppce"] and outer.terms["edge_iou"] == loss.terms["edge_iou"] / 2
+    assert outer.terms["ppce"] == loss.terms["ppce"] and outer.terms["edge_iou_2"] == loss.terms["edge_iou"] / 2
     assert total == pytest.approx((1.5 * loss.terms["edge_iou"] + loss.terms["ppce"]).item())
 
 

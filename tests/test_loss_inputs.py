@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-import semeda.loss_inputs as semeda_inputs
 from semeda.boundary_losses import active_boundary, boundary_dou, boundary_f1, boundary_iou_loss, signed_distance
 from semeda.core import InputError
+from semeda.edge_iou import edge_iou
 from semeda.edge_net import EdgeNet, one_hot
 from semeda.frozen_edge_net import FrozenEdgeNet, checked_masks
 from semeda.loss_inputs import check_labels, checked
-from semeda.loss_registry import LOSSES, build_loss
+from semeda.loss_registry import LOSSES, build_loss, loss_terms
 from semeda.losses import (
     PPCELoss,
     PPCEOnEdgesLoss,
@@ -337,17 +337,149 @@ def test_an_edge_net_of_nan_is_refused():
         FrozenEdgeNet(net)
 
 
-def test_labels_are_looked_at_once_a_batch_and_bytes_stay_bytes(monkeypatch):
-    seen = []
-    monkeypatch.setattr(semeda_inputs, "check_labels", lambda *args: seen.append(args))
+def test_bytes_stay_bytes():
     logits, labels = torch.randn(1, 4, 6, 6), torch.ones(1, 6, 6, dtype=torch.uint8)
-    assert all(checked(logits, labels)[1].dtype == torch.uint8 for _ in range(3)) and len(seen) == 1
-    labels[0, 0, 0] = 2
-    checked(logits, labels)
-    assert len(seen) == 2
+    assert checked(logits, labels)[1].dtype == torch.uint8
 
 
 def test_void_that_the_labels_dtype_cannot_hold(batch):
     logits, labels = batch
     value = build("trimap_lovasz")(logits, labels)
     assert torch.equal(build("trimap_lovasz", ignore_index=300)(logits, labels.to(torch.uint8)), value)
+
+
+VOID_IN_RANGE = dict(FUNCTIONS, ppce_on_edges=lambda z, y, **k: ppce_on_edges(z, y, NET.weights, **k),
+                     semeda=lambda z, y, **k: semeda(z, y, NET.weights, **k),
+                     semeda_by_image=lambda z, y, **k: semeda_by_image(z, y, NET.weights, **k), edge_iou=edge_iou)
+
+
+@pytest.mark.parametrize("name", VOID_IN_RANGE)
+def test_void_among_the_classes_is_void_while_compiling_too(name, monkeypatch):
+    logits = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)) * 3
+    labels = torch.zeros(2, 16, 16, dtype=torch.long) # 0 is void
+    labels[:, 4:12, 4:8], labels[:, 4:12, 8:12] = 1, 2
+    loss = VOID_IN_RANGE[name]
+    expected = loss(logits, labels, ignore_index=0)
+    compiled = torch.compile(loss, backend="eager")(logits, labels, ignore_index=0)
+    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
+    every_class = lambda labels, num_classes, void: torch.arange(num_classes) # as on a GPU
+    monkeypatch.setattr("semeda.rivals.present_classes", every_class)
+    monkeypatch.setattr("semeda.boundary_losses.present_classes", every_class)
+    torch.testing.assert_close(loss(logits, labels, ignore_index=0), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", VOID_IN_RANGE)
+@pytest.mark.parametrize("dtype, void", [(torch.uint8, 256), (torch.uint8, -1), (torch.int16, 65536)])
+def test_a_void_that_the_labels_cannot_hold_is_on_no_pixel(name, dtype, void, batch):
+    logits, labels = batch
+    loss = VOID_IN_RANGE[name]
+    assert loss(logits, labels.to(dtype), ignore_index=void) == loss(logits, labels, ignore_index=void)
+
+
+@pytest.mark.parametrize("classes, dtype", [(150, torch.int8), (256, torch.uint8), (300, torch.uint8)])
+def test_labels_in_few_bits_of_many_classes(classes, dtype):
+    g = torch.Generator().manual_seed(0)
+    net = EdgeNet(classes).requires_grad_(False)
+    logits, labels = torch.randn(1, classes, 8, 8, generator=g), torch.randint(100, (1, 8, 8), generator=g)
+    for term in (semeda, semeda_by_image):
+        torch.testing.assert_close(term(logits, labels.to(dtype), net.weights), semeda(logits, labels, net.weights))
+
+
+def test_labels_that_numpy_has_changed_are_looked_at():
+    array = np.zeros((1, 8, 8), int)
+    labels, logits = torch.from_numpy(array), torch.randn(1, 4, 8, 8)
+    for loss in FUNCTIONS.values():
+        array[:] = 0
+        loss(logits, labels)
+        array[:, 2:5, 2:5] = 9
+        with pytest.raises(InputError, match="labels contain 9"):
+            loss(logits, labels)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda z, y: semeda(z, y, NET.weights, norm="L1"), "norm is 'L1'; expected one of l1, l2"),
+    (lambda z, y: semeda_by_image(z, y, NET.weights, reduction="mean"), "reduction is 'mean'; expected one of"),
+    (lambda z, y: semeda(z, y, NET.weights, relu="befor"), "relu is 'befor'; expected one of before, after"),
+    (lambda z, y: semeda_by_image(z, y, NET.weights, lambdas=(0, 1)), "expected three weights"),
+    (lambda z, y: semeda(z, y, NET.weights, lambdas=(0, 1, 0, 0)), "expected three weights"),
+    (lambda z, y: edge_iou(z, y, false_weight=-1), "false_weight is -1"),
+    (lambda z, y: active_boundary(z, y, theta=0), "theta is 0"),
+    (lambda z, y: active_boundary(z, y, smoothing=2), "smoothing is 2"),
+    (lambda z, y: active_boundary(z, y, share=-1), "share is -1"),
+    (lambda z, y: ppce(z, y, label_smoothing=-1), "label_smoothing is -1"),
+])
+def test_functions_refuse_what_modules_refuse(call, message, batch):
+    with pytest.raises(InputError, match=message):
+        call(*batch)
+
+
+def test_a_class_that_is_ruled_out_gives_finite_gradients():
+    logits = torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(1, 12, 12, dtype=torch.long)
+    labels[:, :, 6:] = 1
+    logits[:, 3] = -torch.inf
+    logits.requires_grad_()
+    value = active_boundary(logits, labels, share=.1)
+    value.backward()
+    assert value > 0 and logits.grad[:, :3].isfinite().all() and logits.grad[:, :3].any()
+
+
+@pytest.mark.parametrize("name", VOID_IN_RANGE)
+def test_no_loss_hides_a_nan(name):
+    labels = torch.randint(4, (1, 16, 16), generator=torch.Generator().manual_seed(0))
+    assert VOID_IN_RANGE[name](torch.full((1, 4, 16, 16), torch.nan), labels).isnan()
+
+
+@pytest.mark.filterwarnings("ignore:the SEMEDA term")
+@pytest.mark.parametrize("layer", range(3))
+def test_autocast_changes_no_loss_that_looks_through_an_edge_net(layer):
+    labels = torch.zeros(1, 16, 16, dtype=torch.long)
+    labels[:, 4:12, 4:12] = 1
+    logits = (12 * one_hot(labels, 11)).requires_grad_() # a network that is sure
+    loss = SemedaLoss("camvid", lambdas=[float(i == layer) for i in range(3)])
+    weights = loss.weights
+    for term in (loss, lambda z, y: semeda(z, y, weights, loss.lambdas), lambda z, y: ppce_on_edges(z, y, weights)):
+        expected = torch.autograd.grad(term(logits, labels), logits)[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            found = torch.autograd.grad(term(logits, labels), logits)[0]
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("smoothing", [0., .1])
+def test_pixels_of_weight_0_alone_count_nothing(smoothing):
+    logits = torch.randn(1, 3, 4, 4).requires_grad_()
+    value = PPCELoss(weight=[1, 1, 0], label_smoothing=smoothing)(logits, torch.full((1, 4, 4), 2))
+    value.backward()
+    assert value == 0 and not logits.grad.any()
+
+
+def test_settings_of_the_cross_entropy_come_back_from_a_file(tmp_path, batch):
+    first = SemedaLoss(NET, ignore_index=0, weight=[2, 1, 1, 1], label_smoothing=.1)
+    first.save(tmp_path / "loss.safetensors")
+    again = SemedaLoss(tmp_path / "loss.safetensors", ignore_index=0)
+    assert again(*batch) == first(*batch)
+    with pytest.warns(UserWarning, match="ignore_index=0; this one has ignore_index=255"):
+        SemedaLoss(tmp_path / "loss.safetensors")
+    other = SemedaLoss(tmp_path / "loss.safetensors", ignore_index=0, weight=[1, 1, 1, 1], label_smoothing=0)
+    assert other.label_smoothing == 0 and other.weight.tolist() == [1, 1, 1, 1]
+
+
+def test_terms_of_two_edge_ious_have_two_names(batch):
+    loss = build_loss("edge_iou+edge_iou(reaches=(1,))")
+    loss(*batch)
+    assert list(loss.terms) == ["ppce", "edge_iou", "edge_iou_2"]
+    assert set(loss.terms) <= set(loss_terms("edge_iou+edge_iou(reaches=(1,))"))
+
+
+def test_no_loss_draws_from_the_generator_of_torch(tmp_path):
+    before = torch.get_rng_state()
+    SemedaLoss("camvid").save(tmp_path / "loss.safetensors")
+    SemedaLoss(tmp_path / "loss.safetensors").edge_net()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_edge_iou_takes_transposed_labels_and_empty_batches(batch):
+    logits, labels = batch
+    turned = labels.mT.contiguous().mT
+    assert not turned.is_contiguous() and edge_iou(logits, turned) == edge_iou(logits, labels)
+    assert edge_iou(logits[:0], labels[:0]) == 0

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from torch import distributed
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from benchmarks import trimap as benchmark
 from semeda.core import InputError
@@ -591,3 +591,40 @@ def test_recorded_benchmark_holds_the_promise():
     assert recorded["about"]["data"] == "CamVid val" and recorded["about"]["images"] == 101
     assert ratios["one width, 1"] >= .5 and ratios["one width, 40"] >= .5
     assert min(ratios[name] for name in ratios if "dilations" in name) >= 10
+
+
+def test_a_collection_keeps_metrics_of_other_settings_apart():
+    prediction, label = torch.randint(3, (2, 12, 12)), torch.randint(3, (2, 12, 12)) # no void: all count alike
+    for make, asked in ((TrimapIoU, dict(max_width=5, void="label")), (MeanIoU, dict(ignore_index=1)),
+                        (BoundaryIoU, dict(ratio=.021)), (Structure, dict(small=19))):
+        same = dict(max_width=5) if make is TrimapIoU else {}
+        pair = MetricCollection(dict(a=make(3, **same), b=make(3, **same | asked)))
+        pair.update(prediction, label.masked_fill(label == 1, 0))
+        assert len(pair.compute_groups) == 2
+    alike = MetricCollection(dict(a=TrimapIoU(3, max_width=5), b=TrimapIoU(3, max_width=5)))
+    alike.update(prediction, label)
+    assert len(alike.compute_groups) == 1
+
+
+@pytest.mark.parametrize("one, other", [
+    (lambda: MeanIoU(2), lambda: MeanIoU(1)), (lambda: BoundaryIoU(2, width=1), lambda: BoundaryIoU(2, width=7)),
+    (lambda: MeanIoU(2), lambda: BoundaryIoU(2)), (lambda: TrimapIoU(2), lambda: TrimapIoU(2, void="label"))])
+def test_counts_of_other_settings_are_not_added(one, other):
+    metric, added = one(), other()
+    with pytest.raises(InputError, match="has other settings; expected those of the"):
+        metric.add(added)
+    metric.add(one())
+
+
+def test_classes_of_more_pixels_than_32_bits_hold_are_there():
+    metric = TrimapIoU(2, max_width=2)
+    metric.counts[2, 0, 0], metric.counts[2, 1, 1] = 2**31, 5
+    metric._update_count = 1
+    assert metric.compute()["non_boundary_classes"].tolist() == [2, 2]
+
+
+def test_settings_that_no_metric_takes_are_refused():
+    with pytest.raises(InputError, match="unknown setting 'maxwidth'; choose from .*max_width"):
+        build_metrics(num_classes=3, maxwidth=5)
+    with pytest.raises(InputError, match="a has 1 numbers, b 3; expected one for each image"):
+        paired_mean([1.], [1., 2., 3.])

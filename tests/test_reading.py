@@ -234,3 +234,47 @@ def test_match_files_in_sub_folders(tmp_path):
     (tmp_path / "labels" / "ulm" / "x_gtFine_labelIds.png").unlink()
     with pytest.raises(InputError, match="ulm/x_leftImg8bit.png has no label; expected .*/ulm/x_gtFine_labelIds"):
         match_files(tmp_path / "images", tmp_path / "labels", "_leftImg8bit", "_gtFine_labelIds", recursive=True)
+
+
+def test_a_palette_in_another_order_is_read_by_its_colours(tmp_path):
+    colours = [(10, 20, 30), (200, 0, 0), (0, 200, 0), (255, 255, 255)] # the last is void
+    numbers = np.random.default_rng(0).integers(0, 4, (8, 9))
+    truth = np.where(numbers == 3, 255, numbers)
+    pictured = Image.fromarray(np.array(colours, np.uint8)[numbers])
+    pictured.quantize(4).save(tmp_path / "order.png") # as a program that saves space may
+    pictured.save(tmp_path / "rgb.png")
+    own_order = Image.open(tmp_path / "order.png")
+    assert own_order.mode == "P" and (np.array(own_order) != numbers).any()
+    for name in ("order.png", "rgb.png"):
+        assert (read_label(tmp_path / name, 3, colours=colours).numpy() == truth).all()
+        half = read_label(tmp_path / name, 3, colours=colours, size=(18, 16)).numpy()
+        assert (half[::2, ::2] == truth).all()
+
+    def palette_file(name, *palette):
+        picture = Image.fromarray(np.minimum(numbers, 2).astype(np.uint8))
+        picture.putpalette([value for colour in palette for value in colour])
+        picture.save(tmp_path / name)
+        return tmp_path / name
+
+    for others in ([(1, 1, 1), (2, 2, 2), (3, 3, 3)], [(10, 20, 30), (2, 2, 2), (0, 200, 0)]): # no contradiction
+        found = read_label(palette_file("same.png", *others), 3, colours=colours)
+        assert (found.numpy() == np.minimum(numbers, 2)).all()
+    with pytest.raises(InputError, match="some.png has pixels of number 1 in the colour of number 2 of the palette"):
+        read_label(palette_file("some.png", (1, 1, 1), (0, 200, 0), (3, 3, 3)), 3, colours=colours)
+
+
+def test_grey_files_beside_a_palette_with_greys(tmp_path):
+    Image.fromarray(np.array([[0, 1]], np.uint8)).save(tmp_path / "numbers.png")
+    Image.fromarray(np.array([[0, 255]], np.uint8)).save(tmp_path / "white.png")
+    greys = [(0, 0, 0), (255, 255, 255)]
+    assert read_label(tmp_path / "numbers.png", 2, colours=greys).tolist() == [[0, 1]]
+    assert read_label(tmp_path / "white.png", 2).tolist() == [[0, 255]]
+    with pytest.raises(InputError, match="white.png has pixels of number 255 in the colour of number 1"):
+        read_label(tmp_path / "white.png", 2, colours=greys)
+
+
+def test_large_numbers_stay_wrong_when_they_are_resized(tmp_path):
+    np.save(tmp_path / "large.npy", np.array([[2**32 + 1, 0]]))
+    for size in (None, (4, 2)):
+        with pytest.raises(InputError, match="4294967297"):
+            read_label(tmp_path / "large.npy", 3, size=size)

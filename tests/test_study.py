@@ -15,7 +15,20 @@ from semeda.core import InputError
 from semeda.study import plan, settings
 from semeda.study import run as study_run
 from semeda.study.collect import check_result
-from semeda.study.gains import Target, advice, best, by_group, judge, losses_table, needs, targets_table, without_gain
+from semeda.study.gains import (
+    Target,
+    advice,
+    best,
+    best_weight,
+    by_group,
+    judge,
+    losses_table,
+    needs,
+    targets_table,
+    weights_table,
+    weights_tried,
+    without_gain,
+)
 from semeda.study.groups import SCORES, Groups, differences, over_groups, over_pairs, read_groups
 from semeda.study.results import Results, label_of
 
@@ -330,6 +343,37 @@ def test_advice_follows_from_the_figures():
     assert best(larger, "miou")[0] == "also" # the other's interval includes 0
     assert needs("smp.LovaszLoss+edge_iou") == "nothing" # ours are the same
     assert needs("semeda+smp.DiceLoss") == "an Edge net, segmentation-models-pytorch" and needs("edge_iou") == "nothing"
+
+
+def test_the_weight_that_is_furthest_ahead_is_chosen():
+    groups = fake_groups(dict(a={9: 1}), x_1=dict(a={9: 2}), x_3=dict(a={9: 2}), x_03=dict(a={9: -1}), y_1=dict(a={}))
+    tried = weights_tried(groups)
+    assert tried == dict(x=["x_1", "x_3", "x_03"]) # y was not run
+    assert best_weight(groups, tried["x"]) == "x_1" and best_weight(groups, ["x_03", "x_3"]) == "x_3"
+    groups.studies["a"].runs["x_1"][9]["metrics"]["boundary_miou"] = [0] * 5
+    assert best_weight(groups, tried["x"]) == "x_3"
+    del groups.studies["a"].runs["x_3"]
+    groups.studies["a"].diverged["x_3"] = {9: {}}
+    assert best_weight(groups, tried["x"]) == "x_03"
+
+
+def test_table_of_weights():
+    groups = fake_groups(dict(a={9: 1}), x_03=dict(a={9: 2}), x_1=dict(a={9: 3}), x_3=dict(a={}))
+    runs = groups.studies["a"].runs
+    for row, weight in (("x_03", .3), ("x_1", 1)):
+        runs[row][9]["config"].update(loss=f"smp.DiceLoss(weight={weight})", lambdas=[0, 0, 0])
+    assert weights_table(groups) == "no results yet" # one is missing
+    groups.studies["a"].diverged["x_3"] = {9: dict(config=dict(loss="smp.DiceLoss(weight=3)", lambdas=[0, 0, 0]))}
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in weights_table(groups).splitlines()[:3]]
+    assert cells[0] == ["", "weight 0.3", "weight 1", "weight 3"]
+    assert cells[2] == ["PPCE + Dice", "52.0 / 52.0", "**53.0 / 53.0**", "diverged"]
+
+
+def test_weights_of_the_study_are_those_that_were_chosen():
+    tried, variants = read_groups("losses_tuning"), settings.read_study("losses")["variants"]
+    for loss, rows in weights_tried(tried).items():
+        assert variants[loss] == settings.read_study("losses_tuning")["variants"][best_weight(tried, rows)]
+    assert variants == settings.read_study("losses_short")["variants"]
 
 
 @pytest.mark.parametrize("values", [dict(a={}, b={}), dict(a={0: 1}, b={}), dict(a={0: 1, 1: 2}, b={1: 3})])
