@@ -61,6 +61,17 @@ def is_of_the_page(output: dict) -> bool:
     return not foreign and not BAR.search(text)
 
 
+def joined(outputs: list[dict]) -> list[dict]:
+    "Outputs in which what was printed in several pieces is one"
+    found: list[dict] = []
+    for output in outputs:
+        name = output.get("name")
+        if name and found and found[-1].get("name") == name:
+            output = output | dict(text=[*"".join([*found.pop()["text"], *output["text"]]).splitlines(True)])
+        found.append(output)
+    return found
+
+
 def tidy(notebook: dict):
     "Drop what no page shows: progress bars, messages of other libraries, widget states; make pictures small"
     notebook["metadata"].pop("widgets", None)
@@ -70,7 +81,7 @@ def tidy(notebook: dict):
             continue
         cell["metadata"].pop("execution", None)
         shown = not "".join(cell["source"]).startswith("#| output: false")
-        cell["outputs"] = [o for o in cell["outputs"] if shown and is_of_the_page(o)]
+        cell["outputs"] = joined([o for o in cell["outputs"] if shown and is_of_the_page(o)])
         for output in cell["outputs"]:
             if "image/png" in output.get("data", {}):
                 output["data"]["image/png"] = small_png("".join(output["data"]["image/png"]))

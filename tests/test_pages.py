@@ -7,7 +7,7 @@ import pytest
 from semeda._modidx import d as nbdev_index
 from semeda._site import escaped
 from tests import pages as site
-from tests.refresh import fingerprint, is_of_the_page, record
+from tests.refresh import fingerprint, is_of_the_page, joined, record
 
 PAGES = site.pages()
 IDS = [str(path.relative_to(site.NOTEBOOKS)) for path in PAGES]
@@ -221,3 +221,10 @@ def test_numbers_stand_beside_equations_and_columns_have_names(project):
 ])
 def test_pages_keep_no_messages_of_other_libraries(name, text, kept):
     assert is_of_the_page(dict(output_type="stream", name=name, text=[text])) == kept
+
+
+def test_what_is_printed_in_pieces_is_one_output():
+    pieces = stream("a\nb") + stream("c\n") + stream("d\n", "stderr") + [dict(output_type="display_data", data={})]
+    assert joined(pieces) == [
+        dict(output_type="stream", name="stdout", text=["a\n", "bc\n"]), *stream("d\n", "stderr"), pieces[-1]]
+    assert joined([*pieces[-1:], *pieces[-1:]]) == [*pieces[-1:], *pieces[-1:]]
