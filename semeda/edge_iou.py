@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from .core import InputError, finite
 from .edge_net import one_hot
-from .loss_inputs import checked
+from .loss_inputs import checked, free_name
 from .losses import ppce
-from .rivals import free_name
 
 # %% ../nbs/05_edge_iou.ipynb #7d1f3efd
 def offsets(
