@@ -50,6 +50,8 @@ def check_masks(
 ) -> tuple[Tensor, Tensor]: # Both as uint8 or int16: 0..C-1, and C on void pixels
     "Check predictions and labels, and give both the class C where the label is void"
     _check_pair(predictions, labels, num_classes)
+    little = (torch.uint16, torch.uint32, torch.uint64) # with which torch computes little
+    predictions, labels = (x.to(torch.int64) if x.dtype in little else x for x in (predictions, labels))
     void = void_pixels(labels, ignore_index)
     return (_with_void_as_class("predictions", predictions, void, num_classes),
             _with_void_as_class("labels", labels, void, num_classes))

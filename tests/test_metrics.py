@@ -628,3 +628,11 @@ def test_settings_that_no_metric_takes_are_refused():
         build_metrics(num_classes=3, maxwidth=5)
     with pytest.raises(InputError, match="a has 1 numbers, b 3; expected one for each image"):
         paired_mean([1.], [1., 2., 3.])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_unsigned_masks_are_counted(dtype):
+    prediction, label = torch.randint(3, (2, 9, 9)), torch.randint(3, (2, 9, 9))
+    label[0, 0] = 255
+    expected = trimap_counts(prediction, label, 3, 5)
+    assert torch.equal(trimap_counts(prediction.to(dtype), label.to(dtype), 3, 5), expected)
