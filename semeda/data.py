@@ -99,7 +99,8 @@ def _read_split(
     "Read and check the files of one split"
     known("split", split, SPLITS)
     if val_group:
-        both = [pair for part in SPLITS for pair in match_files(*folders[part])]
+        there = [part for part in SPLITS if any(folder.is_dir() for folder in folders[part])] or SPLITS
+        both = [pair for part in there for pair in match_files(*folders[part])] # one of them is enough
         pairs = split_by_group(both, split, val_group)
     else: pairs = match_files(*folders[split])
     read = partial(_read_checked, num_classes=len(class_names), void=void, size=size)

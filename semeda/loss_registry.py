@@ -155,6 +155,8 @@ def _call(record, arguments):
 def _build_part(part, base, settings):
     "The module of one part, around the loss before it"
     record, given, takes = part.record, dict(part.arguments), _takes(part.record.build)
+    if ":" in record.name: # what it calls a reduction is torch's
+        takes = [name for name in takes if name not in ("relu", "norm", "reduction")]
     names, chosen = record.terms or (record.name,), {name: value for name, value in settings.items() if name in takes}
     if not record.added:
         loss = _call(record, chosen | given)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['IMAGE_FORMATS', 'LABEL_FORMATS', 'MODES', 'Colour', 'VOID', 'CITYSCAPES_TRAIN_IDS', 'LABEL_MAPS', 'IMAGE_FILES',
-           'LABEL_FILES', 'stored_size', 'read_image', 'parse_size', 'read_numbers', 'check_num_classes',
-           'read_label_map', 'read_label', 'files_by_name', 'label_files', 'match_files', 'check_same_size']
+           'LABEL_FILES', 'upright', 'stored_size', 'check_bits', 'read_image', 'parse_size', 'read_numbers',
+           'check_num_classes', 'read_label_map', 'read_label', 'files_by_name', 'label_files', 'match_files',
+           'check_same_size']
 
 # %% ../nbs/20_reading.ipynb #a3717c67
 from collections.abc import Iterator, Sequence
@@ -36,16 +37,53 @@ def _opened(path: str | Path, what: str, formats: tuple[str, ...] = IMAGE_FORMAT
     except Exception as e: # Pillow raises whatever a damaged file leads it to
         raise InputError(f"{what} {path} cannot be decoded: {one_line(e)}") from None
 
+# %% ../nbs/20_reading.ipynb #f7a8b901
+_TURNS = { # by the number of EXIF
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90}
+
+def _orientation(file: Image.Image) -> int:
+    "How the camera was held, a number of EXIF; 1 is upright"
+    try: orientation = file.getexif().get(0x0112, 1)
+    except Exception: return 1 # damaged metadata is no reason to refuse an image that can be read
+    return orientation if orientation in _TURNS else 1
+
+def upright(
+    image: Image.Image, # As it is stored
+    orientation: int | None = None, # A number of EXIF; None: that of the image
+) -> Image.Image:
+    "An image as programs show it, by what the camera noted"
+    turn = _TURNS.get(_orientation(image) if orientation is None else orientation)
+    return image if turn is None else image.transpose(turn)
+
+def _raw_modes(file: Image.Image) -> list[str]:
+    "How the pixels are stored, in the words of Pillow's decoders"
+    arguments = [tile[3] for tile in getattr(file, "tile", ())] # the first is the raw mode
+    return [str(a[0] if isinstance(a, tuple) else a) for a in arguments]
+
 # %% ../nbs/20_reading.ipynb #2713d18b
 def stored_size(
     path: str | Path, # An image file, or the `.npy` of a mask
     what: str = "image", # What the file is called in messages
 ) -> tuple[int, int]: # Width and height in pixels
-    "Size of an image as it is stored, without decoding it"
+    "Size of an image, upright, without decoding it"
     if Path(path).suffix.lower() == ".npy":
         height, width = _stored_array(path, what).shape
         return width, height
-    with _opened(path, what) as file: return file.size
+    with _opened(path, what) as file:
+        width, height = file.size
+        return (height, width) if _orientation(file) > 4 else (width, height)
+
+# %% ../nbs/20_reading.ipynb #f7a8b902
+def check_bits(
+    file: Image.Image, # Of any mode
+    name: str, # What it is called in the message
+):
+    "Refuse an image of more than 8 bits a channel"
+    deep = [file.mode] if file.mode == "F" or file.mode.startswith("I") else []
+    for mode in deep + [raw for raw in _raw_modes(file) if ";16" in raw]:
+        raise InputError(f"{name} is a {mode} image; expected 8 bits a channel, such as mode RGB or L")
 
 # %% ../nbs/20_reading.ipynb #da15f819
 def read_image(
@@ -54,9 +92,8 @@ def read_image(
 ) -> Tensor: # uint8, shape (3, H, W), RGB
     "Read an image"
     with _opened(path, "image") as file:
-        if file.mode == "F" or file.mode.startswith("I"):
-            raise InputError(f"image {path} is a {file.mode} image; expected 8 bits a channel, such as mode RGB or L")
-        image = file.convert("RGB")
+        check_bits(file, f"image {path}")
+        image = upright(file.convert("RGB"), _orientation(file))
     if size: image = image.resize(size, Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
@@ -77,9 +114,7 @@ MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N") # of Pillow: one
 
 def _grey_step(file: Image.Image) -> int:
     "What Pillow multiplies the numbers of a grey image of 2 or 4 bits by"
-    arguments = [tile[3] for tile in getattr(file, "tile", ())] # of the decoder; the first is the raw mode
-    raw_modes = [a[0] if isinstance(a, tuple) else a for a in arguments]
-    return {"L;2": 85, "L;4": 17}.get(raw_modes[0] if raw_modes else "", 1)
+    return {"L;2": 85, "L;4": 17}.get(next(iter(_raw_modes(file)), ""), 1)
 
 # %% ../nbs/20_reading.ipynb #9b5d4a93
 Colour = tuple[int, int, int] # red, green, blue, each 0-255
@@ -284,6 +319,10 @@ def match_files(
     for name, image in pictures.items():
         if name not in masks:
             raise InputError(f"image {image} has no label; expected {Path(labels, f'{name}{label_suffix}.png')}")
+    for name, mask in masks.items():
+        if name not in pictures:
+            raise InputError(f"label {mask} has no image; expected {Path(images, f'{name}{image_suffix}')} with one of "
+                             f"the endings {', '.join(IMAGE_FILES)}")
     return [(image, masks[name]) for name, image in pictures.items()]
 
 # %% ../nbs/20_reading.ipynb #bfb7de17

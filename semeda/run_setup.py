@@ -237,8 +237,11 @@ class _RunRecord(_RunFiles):
         "The run folder with its settings, and without what an earlier start has left"
         if not self.fabric.is_global_zero:
             return
-        make_folder(self.folder)
         goes_on = self.config.resume and not self.config.overwrite
+        checkpoint = self.folder/"checkpoint.pt"
+        if goes_on and checkpoint.is_file(): # refused before anything is removed
+            check_checkpoint(read_run_checkpoint(checkpoint), self.record, checkpoint)
+        make_folder(self.folder)
         clear_run(self.folder, [name for name in FILES if not (goes_on and name in GOES_ON)])
         if not goes_on:
             shutil.rmtree(self.folder/"tensorboard", ignore_errors=True)

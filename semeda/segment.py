@@ -17,28 +17,15 @@ from torch import Tensor, nn
 
 from .core import InputError
 from .crops import normalise
-from .reading import read_image
+from .reading import check_bits, read_image, upright
 from .sieve import sieve
 
 # %% ../nbs/51_segment.ipynb #a2a5579f
-_UPRIGHT = { # by the number of EXIF
-    2: lambda x: x.flip(-1), 3: lambda x: x.flip(-1, -2), 4: lambda x: x.flip(-2), 5: lambda x: x.mT,
-    6: lambda x: x.mT.flip(-1), 7: lambda x: x.mT.flip(-1, -2), 8: lambda x: x.mT.flip(-2)}
-
-def _orientation(path):
-    "The EXIF orientation of an image file, 1 to 8"
-    try:
-        with Image.open(path) as file:
-            return file.getexif().get(0x0112, 1)
-    except Exception: # damaged metadata is no reason to refuse an image that can be read
-        return 1
-
 def read_photo(
     path: str | Path, # An image file
 ) -> Tensor: # uint8, shape (3, H, W), RGB, upright
     "Read a photograph"
-    image, turn = read_image(path), _UPRIGHT.get(_orientation(path))
-    return image if turn is None else turn(image).contiguous()
+    return read_image(path)
 
 # %% ../nbs/51_segment.ipynb #57a30273
 def as_photo(
@@ -48,7 +35,8 @@ def as_photo(
     if isinstance(image, (str, Path)):
         return read_photo(image)
     if isinstance(image, Image.Image):
-        image = np.array(image.convert("RGB"))
+        check_bits(image, "image")
+        image = np.array(upright(image).convert("RGB"))
     if isinstance(image, np.ndarray):
         image = np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image
         expected = "an array of shape (H, W, 3) or (H, W)"

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 # %% ../nbs/48_trainer.ipynb #a583a8dc
 from .config import Config, help_of, image_size_of, resolve
-from .core import Arguments, InputError, is_out_of_memory, one_line, printable, weights_hash, write_json
+from .core import Arguments, InputError, is_out_of_memory, one_line, percent, printable, weights_hash, write_json
 from .launchers import is_reporting_process, run_on_all_ranks
 from .loggers import Loggers, logger_names
 from .loss_registry import advance_loss, loss_across_processes, loss_terms
@@ -277,14 +277,21 @@ def _given(argv):
 # %% ../nbs/48_trainer.ipynb #01e6cdb9
 def _score_line(folder, metrics):
     "A run's scores in words"
-    return (f"{folder}: mIoU {100 * metrics['miou']:.2f}, boundary mIoU at width 1 "
-            f"{100 * metrics['boundary_miou'][0]:.2f}")
+    scores = [percent(score, 2) or "none" for score in (metrics["miou"], metrics["boundary_miou"][0])]
+    return f"{folder}: mIoU {scores[0]}, boundary mIoU at width 1 {scores[1]}"
+
+def _finished(config):
+    "The scores of a run that is finished, where its data and weights need not be compared first"
+    metrics = finished_metrics(config)
+    kept = read_record(run_folder(config))["config"] if metrics else {}
+    same = all(kept.get(name, "") == getattr(config, name) for name in ("data_root", "init_weights"))
+    return metrics if same else None
 
 def _train_from_arguments(argv):
     "Train with the parameters of a command line, and print one line"
     given = _given(argv)
     config = resolve(**given)[0]
-    if metrics := finished_metrics(config):
+    if metrics := _finished(config):
         if is_reporting_process():
             print(f"{_score_line(run_folder(config), metrics)}; finished already: --resume with more --iterations "
                   "goes on, --overwrite trains again")

@@ -433,3 +433,14 @@ def test_make_split_checks(change, words):
     with pytest.raises(InputError) as e:
         make_split(**given | change)
     assert words in str(e.value)
+
+
+def test_one_split_is_enough_for_a_group(tmp_path):
+    for kind in ("images", "labels"):
+        (tmp_path / "train" / kind).mkdir(parents=True)
+        for name in ("a1", "a2", "b1"):
+            Image.new("RGB" if kind == "images" else "L", (8, 8)).save(tmp_path / "train" / kind / f"{name}.png")
+    found = {split: load_data("folder", split, tmp_path, 2, val_group="b").files for split in ("train", "val")}
+    assert found == dict(train=["a1.png", "a2.png"], val=["b1.png"])
+    with pytest.raises(InputError, match="data_root has no folder .*val"):
+        load_data("folder", "val", tmp_path, 2)

@@ -267,3 +267,10 @@ def test_two_processes_equal_one(batch, tmp_path):
         assert torch.allclose(sum(values) / 2, value, rtol=1e-5), expression
         for name, term in loss.terms.items() if expression != "edge_weighted" else (): # whose ppce has other weights
             assert torch.allclose((terms[0][name] + terms[1][name]) / 2, term, rtol=1e-5), (expression, name)
+
+
+def test_torchs_own_loss_is_not_given_the_reduction_of_a_run():
+    settings = dict(num_classes=3, edge_net=None, lambdas=[0, 1, 0], relu="before", norm="l1", reduction="channel_mean")
+    loss = build_loss("torch.nn:CrossEntropyLoss(ignore_index=255)", **settings)
+    logits, labels = torch.randn(1, 3, 4, 4), torch.randint(3, (1, 4, 4))
+    assert loss(logits, labels) == nn.functional.cross_entropy(logits, labels)

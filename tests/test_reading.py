@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from semeda.core import InputError
 from semeda.reading import (
@@ -18,6 +18,7 @@ from semeda.reading import (
     read_label_map,
     stored_size,
 )
+from semeda.segment import as_photo
 
 
 def chunk(kind, content):
@@ -278,3 +279,39 @@ def test_large_numbers_stay_wrong_when_they_are_resized(tmp_path):
     for size in (None, (4, 2)):
         with pytest.raises(InputError, match="4294967297"):
             read_label(tmp_path / "large.npy", 3, size=size)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_upright_in_training_as_in_prediction(tmp_path, orientation):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / "photo.png", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(tmp_path / "photo.png"))
+    found = read_image(tmp_path / "photo.png")
+    assert (found.permute(1, 2, 0).numpy() == np.array(expected)).all()
+    assert stored_size(tmp_path / "photo.png") == expected.size
+    assert torch.equal(as_photo(tmp_path / "photo.png"), found)
+    assert torch.equal(as_photo(Image.open(tmp_path / "photo.png")), found)
+    small = read_image(tmp_path / "photo.png", (4, 4)).permute(1, 2, 0).numpy()
+    assert (small == np.array(expected.resize((4, 4), Image.Resampling.BILINEAR))).all()
+
+
+def test_colours_of_16_bits_are_refused(tmp_path):
+    rows = b"".join(b"\0" + struct.pack(">6H", *range(6)) for _ in range(3))
+    (tmp_path / "deep.png").write_bytes(png_bytes((2, 3), 16, 2, rows))
+    with pytest.raises(InputError, match="deep.png is a RGB;16B image; expected 8 bits a channel"):
+        read_image(tmp_path / "deep.png")
+    for mode in ("F", "I", "I;16"):
+        with pytest.raises(InputError, match=f"image is a {mode} image; expected 8 bits"):
+            as_photo(Image.new(mode, (4, 4)))
+
+
+def test_a_mask_without_its_photograph_is_refused(tmp_path):
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        for name in ("a", "b"):
+            Image.new("L", (4, 4)).save(tmp_path / kind / f"{name}.png")
+    (tmp_path / "images" / "b.png").rename(tmp_path / "images" / "b.tif")
+    with pytest.raises(InputError, match="label .*b.png has no image; expected .*b with one of the endings .png, .jpg"):
+        match_files(tmp_path / "images", tmp_path / "labels")

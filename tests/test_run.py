@@ -6,9 +6,10 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from semeda.core import InputError
-from semeda.data import scenes
+from semeda.data import draw_scene, scenes
 from semeda.run import read_history, read_run_checkpoint, run_state, write_checkpoint
 from semeda.trainer import Run, load_run, main
 from semeda.trainer import train as train_run
@@ -396,3 +397,41 @@ def test_other_initial_weights_are_refused(copied, monkeypatch):
     monkeypatch.setattr("semeda.run_setup.weights_hash", lambda net: "0" * 16)
     with pytest.raises(InputError, match="holds another run: other initial_weights"):
         Run(None, **settings)
+
+
+def test_a_refused_resume_changes_nothing(copied, capsys):
+    before = snapshot(copied)
+    line = refused(capsys, arguments(copied, "--resume", iterations=2))
+    assert "is of step 4; expected at most iterations, 2" in line and snapshot(copied) == before
+    data = (copied / "checkpoint.pt").read_bytes()
+    (copied / "checkpoint.pt").write_bytes(data[:len(data) // 2])
+    before = snapshot(copied)
+    refused(capsys, arguments(copied, "--resume", iterations=6))
+    assert snapshot(copied) == before
+
+
+def test_a_finished_run_is_not_taken_for_one_of_other_photographs(tmp_path, capsys, monkeypatch):
+    from semeda.data import load_data
+    monkeypatch.setattr("semeda.run_setup.load_data", load_data)
+    def photos(name, seeds):
+        for split, part in (("train", seeds[:4]), ("val", seeds[4:])):
+            for kind in ("images", "labels"):
+                (tmp_path / name / split / kind).mkdir(parents=True)
+            for seed in part:
+                image, label = draw_scene(seed, 32)
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / name / split / f"images/{seed}.png")
+                Image.fromarray(label.numpy()).save(tmp_path / name / split / f"labels/{seed}.png")
+    photos("one", range(6)), photos("other", range(10, 16))
+    shutil.copytree(tmp_path / "one", tmp_path / "moved")
+    args = ["--dataset=folder", "--num-classes=7", "--iterations=1", "--crop=32", "--batch-size=2", "--loss=ppce",
+            "--device=cpu", f"--runs={tmp_path / 'runs'}"]
+    assert main([*args, f"--data-root={tmp_path / 'one'}"]) == 0
+    assert "holds another run: other data" in refused(capsys, [*args, f"--data-root={tmp_path / 'other'}"])
+    assert main([*args, f"--data-root={tmp_path / 'moved'}"]) == 0 # the same photographs elsewhere
+
+
+def test_a_score_that_is_not_there_is_told_as_none(copied, capsys):
+    metrics = json.loads((copied / "metrics.json").read_text())
+    (copied / "metrics.json").write_text(json.dumps(metrics | dict(boundary_miou=[None] * len(metrics["widths"]))))
+    assert main(arguments(copied)) == 0
+    assert "boundary mIoU at width 1 none; finished already" in capsys.readouterr().out

@@ -7,11 +7,13 @@ import threading
 import time
 import zipfile
 from dataclasses import asdict
+from functools import partial
 
 import pytest
 
 from semeda.config import resolve
 from semeda.core import InputError
+from semeda.settings import read_settings
 from semeda.study import plan, settings
 from semeda.study import run as study_run
 from semeda.study.collect import check_result
@@ -427,3 +429,19 @@ def test_page_of_losses_with_two_runs_of_one_drive(tmp_path, capsys):
     assert "losses: 2 runs of 2 losses on 1 of 3 drives" in text and "(one group alone)" in text
     assert "not tested: 1 of 6 pairs of runs" in text and "| met" not in text
     assert read_groups("losses", tmp_path).baseline() == "ppce"
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path):
+    (tmp_path / "twice.yaml").write_text("study: x\nvariants:\n  q: {loss: lovasz}\n  q: {loss: ppce}\n")
+    with pytest.raises(InputError, match="'q' is there twice"):
+        settings.read_study(tmp_path / "twice.yaml")
+    (tmp_path / "run.yaml").write_text("lr: 0.1\nlr: 0.9\n")
+    for parse in (read_settings, partial(_without_yaml, read_settings)):
+        with pytest.raises(InputError, match="'lr' is there twice"):
+            parse(tmp_path / "run.yaml")
+
+
+def _without_yaml(call, *args):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "yaml", None)
+        return call(*args)

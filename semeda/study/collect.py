@@ -8,6 +8,7 @@ __all__ = ['MACHINE', 'PROCESSOR', 'FILES', 'pack', 'unpack', 'check_result', 'c
 # %% ../../nbs/72_study_collect.ipynb #9d85de95
 import base64
 import csv
+import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -133,9 +134,10 @@ def _measured(folder, given):
         raise InputError(f"{folder/'metrics.json'} has no cost; expected that of a run")
     evaluation = _evaluate(folder, metrics, given)
     measured, (counts, about) = read_json(evaluation/"metrics.json"), load_counts(evaluation)
-    if abs(measured["miou"] - metrics["miou"]) > .005:
-        noted = f"its metrics.json has {metrics['miou']:.4f}; expected the same"
-        raise InputError(f"{folder} evaluates to mIoU {measured['miou']:.4f} but {noted}")
+    found, noted = (math.nan if scores["miou"] is None else scores["miou"] for scores in (measured, metrics))
+    if abs(found - noted) > .005 or math.isnan(found) != math.isnan(noted):
+        raise InputError(f"{folder} evaluates to mIoU {found:.4f} but its metrics.json has {noted:.4f}; expected the "
+                         "same")
     images = _columns(evaluation/"images.csv", ("excess_holes", "excess_fragments"), int)
     validated = [row for row in read_history(folder/"history.csv") if "val_miou" in row]
     kept = ("boundary_iou", "boundary_iou_per_class", "structure", "git_commit")

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..core import InputError, one_line
 from ..loss_registry import TABLE1
+from ..settings import load_yaml
 
 # %% ../../nbs/70_study_settings.ipynb #4540f0de
 STUDY = dict(
@@ -78,13 +79,9 @@ def read_study(
 def _yaml(text):
     "YAML as Python values; ValueError where it is none"
     try:
-        import yaml
+        return load_yaml(text)
     except ImportError:
         raise InputError("studies in YAML need PyYAML: pip install 'semeda[sweep]'") from None
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(error) from None
 
 # %% ../../nbs/70_study_settings.ipynb #ae684088
 def _check_name(what, name):
