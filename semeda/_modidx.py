@@ -777,6 +777,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'semeda.run._read_row': ('run.html#_read_row', 'semeda/run.py'),
                             'semeda.run._unlock_all': ('run.html#_unlock_all', 'semeda/run.py'),
                             'semeda.run.check_checkpoint': ('run.html#check_checkpoint', 'semeda/run.py'),
+                            'semeda.run.check_nothing_lost': ('run.html#check_nothing_lost', 'semeda/run.py'),
                             'semeda.run.check_run_folder': ('run.html#check_run_folder', 'semeda/run.py'),
                             'semeda.run.checkpoint_hash': ('run.html#checkpoint_hash', 'semeda/run.py'),
                             'semeda.run.clear_run': ('run.html#clear_run', 'semeda/run.py'),

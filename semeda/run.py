@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FILES', 'GOES_ON', 'ABOUT', 'runs_folder', 'run_folder', 'run_state', 'clear_run', 'read_record', 'differences',
-           'check_run_folder', 'read_metrics', 'finished_metrics', 'lock_run', 'unlock_run', 'make_folder',
-           'probe_space', 'random_states', 'set_random_states', 'write_history', 'read_history', 'checkpoint_hash',
-           'write_checkpoint', 'read_run_checkpoint', 'check_checkpoint', 'load_weights', 'count_not_finite']
+           'check_run_folder', 'check_nothing_lost', 'read_metrics', 'finished_metrics', 'lock_run', 'unlock_run',
+           'make_folder', 'probe_space', 'random_states', 'set_random_states', 'write_history', 'read_history',
+           'checkpoint_hash', 'write_checkpoint', 'read_run_checkpoint', 'check_checkpoint', 'load_weights',
+           'count_not_finite']
 
 # %% ../nbs/46_run.ipynb #32f9b580
 import atexit
@@ -128,6 +129,17 @@ def check_run_folder(
     more = "resume goes on with it, " if only_iterations else ""
     raise InputError(f"run folder {folder} holds another run: {'; '.join(differ)}; expected the same, or another "
                      f"name, seed or runs folder; {more}overwrite takes its place")
+
+# %% ../nbs/46_run.ipynb #a9b8c701
+def check_nothing_lost(
+    folder: Path, # Of the run that is to begin; need not exist
+    config: Config, # Complete
+):
+    "Raise `InputError` where a run would begin anew over its own checkpoint, unasked"
+    asked = config.resume or config.overwrite
+    if not asked and run_state(folder) == "started" and (folder/"checkpoint.pt").is_file():
+        raise InputError(f"run folder {folder} holds this run up to a checkpoint; expected resume, which goes on from "
+                         "it, or overwrite, which begins anew")
 
 # %% ../nbs/46_run.ipynb #9a869293
 def read_metrics(

@@ -33,6 +33,7 @@ from semeda.run import (
     FILES,
     GOES_ON,
     check_checkpoint,
+    check_nothing_lost,
     check_run_folder,
     clear_run,
     count_not_finite,
@@ -67,6 +68,7 @@ class _RunInputs:
         self.folder = run_folder(self.config)
         check_run_folder(self.folder, dict(config=asdict(self.config)))
         if self._writes:
+            check_nothing_lost(self.folder, self.config)
             probe_folder(self.folder, "run folder")
         self.fabric = launch(self.config)
         self.progress = progress if self.fabric.is_global_zero else None

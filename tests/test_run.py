@@ -290,12 +290,12 @@ def test_two_processes_in_one_folder(copied, capsys):
     other = subprocess.Popen([sys.executable, "-c", HOLD, lock], stdin=-1, stdout=-1, text=True)
     try:
         assert other.stdout.readline() == "held\n"
-        assert "is written to by another process; expected it to end first" in refused(capsys, arguments(copied))
+        assert "is written to by another process; expected it to end first" in refused(capsys, arguments(copied, "--resume"))
         assert snapshot(copied) == before
     finally:
         other.kill()
         other.communicate()
-    assert main(arguments(copied)) == 0 # a killed process holds nothing
+    assert main(arguments(copied, "--resume")) == 0 # a killed process holds nothing
     assert run_state(copied) == "finished" and not list(copied.parent.glob(".*"))
 
 
@@ -435,3 +435,11 @@ def test_a_score_that_is_not_there_is_told_as_none(copied, capsys):
     (copied / "metrics.json").write_text(json.dumps(metrics | dict(boundary_miou=[None] * len(metrics["widths"]))))
     assert main(arguments(copied)) == 0
     assert "boundary mIoU at width 1 none; finished already" in capsys.readouterr().out
+
+
+def test_a_stopped_run_does_not_start_anew_unasked(copied, capsys):
+    (copied / "metrics.json").unlink()
+    before = snapshot(copied)
+    assert "holds this run up to a checkpoint; expected resume" in refused(capsys, arguments(copied))
+    assert snapshot(copied) == before
+    assert main(arguments(copied, "--resume")) == 0 and run_state(copied) == "finished"
