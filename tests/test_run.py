@@ -290,7 +290,8 @@ def test_two_processes_in_one_folder(copied, capsys):
     other = subprocess.Popen([sys.executable, "-c", HOLD, lock], stdin=-1, stdout=-1, text=True)
     try:
         assert other.stdout.readline() == "held\n"
-        assert "is written to by another process; expected it to end first" in refused(capsys, arguments(copied, "--resume"))
+        line = refused(capsys, arguments(copied, "--resume"))
+        assert "is written to by another process; expected it to end first" in line
         assert snapshot(copied) == before
     finally:
         other.kill()
