@@ -63,6 +63,10 @@ def _score_text(groups, row, score):
         return f"{score.scale * statistics.mean(values):.{score.digits}f}" if values else "not run"
     return difference_text(over_pairs(differences(groups, baseline, row, score)), score)
 
+def _without_weight(label):
+    "The label of a loss, whatever its weight"
+    return re.sub(r" \(weight [^;)]*\)", "", label)
+
 # %% ../../nbs/78_study_gains.ipynb #d331d25e
 def losses_table(
     groups: Groups,
@@ -231,10 +235,6 @@ def weights_table(
 def _weight(config):
     "The weight of the last loss of an expression, or of the edges"
     return parse_loss(config["loss"]).parts[-1].arguments.get("weight", config["lambdas"][0])
-
-def _without_weight(label):
-    "The label of a loss, whatever its weight"
-    return re.sub(r" \(weight [^;)]*\)", "", label)
 
 # %% ../../nbs/78_study_gains.ipynb #0f482dbd
 def best(
