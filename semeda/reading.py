@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .core import InputError, one_line, some
@@ -38,24 +38,17 @@ def _opened(path: str | Path, what: str, formats: tuple[str, ...] = IMAGE_FORMAT
         raise InputError(f"{what} {path} cannot be decoded: {one_line(e)}") from None
 
 # %% ../nbs/20_reading.ipynb #f7a8b901
-_TURNS = { # by the number of EXIF
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90}
-
-def _orientation(file: Image.Image) -> int:
-    "How the camera was held, a number of EXIF; 1 is upright"
-    try: orientation = file.getexif().get(0x0112, 1)
-    except Exception: return 1 # damaged metadata is no reason to refuse an image that can be read
-    return orientation if orientation in _TURNS else 1
-
 def upright(
     image: Image.Image, # As it is stored
-    orientation: int | None = None, # A number of EXIF; None: that of the image
 ) -> Image.Image:
     "An image as programs show it, by what the camera noted"
-    turn = _TURNS.get(_orientation(image) if orientation is None else orientation)
-    return image if turn is None else image.transpose(turn)
+    try: return ImageOps.exif_transpose(image)
+    except Exception: return image # damaged metadata is no reason to refuse an image that can be read
+
+def _lies(file: Image.Image) -> bool:
+    "Whether width and height change places when an image is turned upright"
+    try: return file.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except Exception: return False
 
 def _raw_modes(file: Image.Image) -> list[str]:
     "How the pixels are stored, in the words of Pillow's decoders"
@@ -73,7 +66,7 @@ def stored_size(
         return width, height
     with _opened(path, what) as file:
         width, height = file.size
-        return (height, width) if _orientation(file) > 4 else (width, height)
+        return (height, width) if _lies(file) else (width, height)
 
 # %% ../nbs/20_reading.ipynb #f7a8b902
 def check_bits(
@@ -93,7 +86,7 @@ def read_image(
     "Read an image"
     with _opened(path, "image") as file:
         check_bits(file, f"image {path}")
-        image = upright(file.convert("RGB"), _orientation(file))
+        image = upright(file).convert("RGB")
     if size: image = image.resize(size, Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
