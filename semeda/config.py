@@ -6,14 +6,13 @@
 __all__ = ['MAY_DIFFER', 'PRESETS', 'parameter', 'help_of', 'Config', 'coerce', 'image_size_of', 'import_plugins', 'resolve']
 
 # %% ../nbs/44_config.ipynb #3e3f1ffc
-import importlib
 import math
 import re
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Callable, Iterable
 
-from .core import InputError, known, one_line
+from .core import InputError, import_own, known
 
 # %% ../nbs/44_config.ipynb #7253745e
 from .data import DATASETS, find_dataset
@@ -302,6 +301,9 @@ def _check_together(config):
         raise InputError(f"scale_min is {config.scale_min}; expected at most scale_max, {config.scale_max}")
     if config.max_width > 254:
         raise InputError(f"max_width is {config.max_width}; expected 1..254")
+    if config.patience and not config.val_every:
+        raise InputError(f"patience is {config.patience} while val_every is 0, so nothing is compared before the end; "
+                         "expected a val_every above 0, or patience 0")
     processes = config.devices * config.num_nodes
     if config.batch_size % processes:
         raise InputError(f"batch_size is {config.batch_size}; expected a multiple of the number of processes, "
@@ -325,11 +327,7 @@ def import_plugins(
 ):
     "Import modules that register something; raises `InputError` for one that cannot be imported"
     for name in filter(None, (part.strip() for part in names.split(","))):
-        try:
-            importlib.import_module(name)
-        except Exception as e: # the user's code may raise anything
-            reason = f"{type(e).__name__}: {one_line(e)}"
-            raise InputError(f"plugins: module {name!r} cannot be imported: {reason}") from None
+        import_own(name, f"plugins: module {name!r}")
 
 # %% ../nbs/44_config.ipynb #37582d69
 def resolve(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'BAR', 'InputError', 'one_line', 'printable', 'some', 'finite', 'whole_number', 'known', 'replacing',
            'write_text', 'write_json', 'read_json', 'probe_folder', 'Digest', 'content_hash', 'weights_hash',
-           'provenance', 'Arguments', 'is_out_of_memory', 'command', 'progress_bar', 'load_object', 'Registry',
-           'parameters_of', 'markdown_table', 'percent', 'interval_text', 'escape']
+           'provenance', 'Arguments', 'is_out_of_memory', 'command', 'progress_bar', 'import_own', 'load_object',
+           'Registry', 'parameters_of', 'markdown_table', 'percent', 'interval_text', 'escape']
 
 # %% ../nbs/40_core.ipynb #f3f4c2ee
 import argparse
@@ -24,6 +24,7 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Callable, Iterable, Iterator, Mapping
 
 from .markdown import escape, interval_text, markdown_table, percent  # noqa: F401
@@ -338,6 +339,18 @@ def progress_bar(
     return lambda items, **settings: progress(items, desc=title, **BAR, **settings)
 
 # %% ../nbs/40_core.ipynb #9b786960
+def import_own(
+    module: str, # Of the user's, such as "package.module"; in the working directory too, which commands do not search
+    told: str, # What the message begins with
+) -> ModuleType:
+    "Import a module; raises `InputError` for whatever is wrong with it"
+    try:
+        if not {"", os.getcwd()} & set(sys.path):
+            sys.path.append(os.getcwd()) # last, so that it hides nothing
+        return importlib.import_module(module)
+    except Exception as e: # the user's code may raise anything
+        raise InputError(f"{told} cannot be imported: {type(e).__name__}: {one_line(e)}") from None
+
 def load_object(
     dotted: str, # "package.module:Name"
     what: str, # What it is for, in the message
@@ -346,10 +359,7 @@ def load_object(
     module, _, name = dotted.partition(":")
     if not module or not name:
         raise InputError(f"{what} is {dotted!r}; expected package.module:Name")
-    try:
-        found = importlib.import_module(module)
-    except Exception as e: # the user's code may raise anything
-        raise InputError(f"{what} {dotted!r} cannot be imported: {type(e).__name__}: {one_line(e)}") from None
+    found = import_own(module, f"{what} {dotted!r}")
     if not hasattr(found, name):
         raise InputError(f"{what} {dotted!r}: module {module} has no {name}; expected one of its names")
     return getattr(found, name)

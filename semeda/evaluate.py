@@ -8,7 +8,6 @@ __all__ = ['table', 'FOR_FOLDERS', 'FOR_RUNS', 'evaluate_folders', 'evaluate_run
 
 # %% ../nbs/38_scoring.ipynb #5d5e3e40
 import csv
-import importlib
 import json
 import sys
 from argparse import Namespace
@@ -23,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from .core import (Arguments, InputError, command, markdown_table, one_line, percent, read_json, some,
+from .core import (Arguments, InputError, command, import_own, markdown_table, one_line, percent, read_json, some,
                          whole_number)
 from .data import find_dataset, load_data
 from .evaluation import FILES, Source, count, evaluate, summarise # noqa: F401, also found here
@@ -314,10 +313,7 @@ def _check_options(args: Namespace):
 def _import_plugins(names: str):
     "Import modules that register metrics"
     for name in filter(None, map(str.strip, names.split(","))):
-        try:
-            importlib.import_module(name)
-        except Exception as e: # a plugin is the user's code and may raise anything
-            raise InputError(f"plugin {name!r} cannot be imported: {type(e).__name__}: {one_line(e)}") from None
+        import_own(name, f"plugin {name!r}")
 
 def _evaluate_as_asked(args: Namespace) -> dict:
     "Evaluate what the arguments say"

@@ -142,6 +142,9 @@ def _check_out(out: Path, config: dict):
     "Raise `InputError` unless the folder can be written and holds nothing else"
     if out.exists() and not out.is_dir():
         raise InputError(f"out {out} is a file; expected a folder or nothing")
+    for masks in (config[name] for name in ("pred", "label") if name in config):
+        if Path(masks).resolve() in out.parents: # its pictures would be masks to the next evaluation
+            raise InputError(f"out {out} lies among the masks of {masks}; expected another folder")
     parent = next(p for p in (*out.parents, out) if p.exists())
     if not parent.is_dir():
         raise InputError(f"out {out} cannot be made in {parent}; expected a folder that can be written to")

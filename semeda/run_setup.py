@@ -92,7 +92,7 @@ class _RunInputs:
         self._check_edge_net()
         data = dict(train=self.train_data.fingerprint, val=self.val_data.fingerprint)
         self.record = dict(
-            config=asdict(config), preset=self.preset, data=data, initial_weights=weights_hash(self.net),
+            config=asdict(config), preset=self.preset, data=data, initial_weights=self._initial_hash(),
             **provenance(), device=self._device_name(), init_weights=self.init_report)
         check_run_folder(self.folder, self.record)
         if self._writes:
@@ -127,6 +127,10 @@ class _RunParts(_RunInputs):
         if self.progress:
             print(weights_line(report, path), file=sys.stderr)
         return report
+
+    def _initial_hash(self):
+        "The hash of the weights that the run begins with"
+        return weights_hash(self.net)
 
     def _tell_slow_precision(self):
         "Say it where the precision makes a run many times as long"

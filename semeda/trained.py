@@ -6,7 +6,6 @@
 __all__ = ['FORMAT', 'TrainedNetwork', 'describe', 'save_network', 'load_network']
 
 # %% ../nbs/49_trained.ipynb #9205053b
-import importlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 
 from .checkpoints import read_checkpoint, tensors_of
-from .core import InputError, one_line, read_json, replacing, some, weights_hash
+from .core import InputError, import_own, one_line, read_json, replacing, some, weights_hash
 from .crops import CAFFE_MEAN, IMAGENET_MEAN, IMAGENET_STD
 from .data import CAMVID_CLASSES, CAMVID_PALETTE, SCENE_CLASSES, SCENE_PALETTE, VOC_CLASSES, voc_palette
 from .networks import build_network
@@ -109,13 +108,6 @@ def _check_code(network, plugins, source):
         raise InputError(f"{source} has the network {network}, which is code outside of semeda; expected "
                          f"plugins=[{module!r}], or --plugin {module}, if that is yours")
 
-def _import(module):
-    "Import a module of the user's own"
-    try:
-        importlib.import_module(module)
-    except Exception as e: # the user's code may raise anything
-        raise InputError(f"plugin {module!r} cannot be imported: {type(e).__name__}: {one_line(e)}") from None
-
 # %% ../nbs/49_trained.ipynb #79a31945
 def _from_run(path, plugins):
     "The network of a run's checkpoint"
@@ -194,7 +186,7 @@ def load_network(
     "Open a trained network without its dataset"
     path, plugins = Path(path).expanduser(), tuple(plugins)
     for module in plugins:
-        _import(module)
+        import_own(module, f"plugin {module!r}")
     if not path.exists():
         raise InputError(f"run {path} does not exist; expected a run folder or a .safetensors file")
     if path.suffix == ".safetensors":

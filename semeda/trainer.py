@@ -341,6 +341,14 @@ class _OpenedRun(Run):
     "A finished run, which writes nothing"
     _writes = False
 
+    def _read_initial_weights(self):
+        "They are not needed, since the trained ones follow; what was told of them"
+        return read_record(self.folder).get("init_weights")
+
+    def _initial_hash(self):
+        "As it was"
+        return read_record(self.folder).get("initial_weights")
+
     def evaluate(self):
         "The scores of the weights that were opened"
         self.metrics = self.metrics or self._measure() | dict(final_weights=weights_hash(self.net))

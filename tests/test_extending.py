@@ -13,6 +13,7 @@ from semeda.loss_registry import LOSSES, loss_label
 from semeda.metrics import METRICS
 from semeda.networks import NETWORKS, network_label
 from tests.conftest import ROOT
+from tests.conftest import run as run_process
 
 SHORT_NAMES = """
 from semeda.data import DATASETS, DatasetRecord
@@ -130,3 +131,16 @@ def test_what_is_wrong_is_told_in_one_line(house, argument, words, capsys):
     message = capsys.readouterr().err
     assert message.startswith("semeda-train: ") and words in message and message.count("\n") == 1
     assert not (house / "wrong").exists()
+
+
+def test_a_module_of_the_working_directory_is_found_by_a_command(tmp_path):
+    "The search path of an installed command begins with its own folder, not with the working directory"
+    (tmp_path / "my_loss.py").write_text("import torch\n\n\nclass Mine(torch.nn.CrossEntropyLoss):\n    pass\n")
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "semeda-train"
+    command.write_text("import sys\nfrom semeda.trainer import main\nsys.exit(main())\n")
+    line = [sys.executable, command, "--loss=my_loss:Mine", "--iterations=1", "--network=none"]
+    done = run_process(*line, cwd=tmp_path, env=dict(PYTHONPATH=str(ROOT)))
+    assert done.returncode == 2 and "network is 'none'" in done.stderr and "my_loss" not in done.stderr
+    done = run_process(*line[:2], "--loss=no_loss:Mine", "--iterations=1", cwd=tmp_path, env=dict(PYTHONPATH=str(ROOT)))
+    assert done.returncode == 2 and "'no_loss:Mine' cannot be imported: ModuleNotFoundError" in done.stderr

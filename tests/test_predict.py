@@ -270,6 +270,29 @@ def test_one_photo(run, network, photos, tmp_path, capsys):
     assert not (tmp_path / "none").exists() or not any((tmp_path / "none").iterdir())
 
 
+def test_a_photo_is_not_taken_for_the_mask_of_another(run, photos, tmp_path, capsys):
+    "semeda-predict RUN *.png, where there are two"
+    for name in ("one.png", "two.png"):
+        Image.open(photos / "a.png").save(tmp_path / name)
+    before = snapshot(tmp_path)
+    assert main([str(run), str(tmp_path / "one.png"), str(tmp_path / "two.png")]) == 2
+    assert "two.png is there and no mask; expected another file, or a folder for se" in capsys.readouterr().err
+    assert snapshot(tmp_path) == before
+    for _ in range(2): # a mask of an earlier call is written anew
+        assert main([str(run), str(tmp_path / "one.png"), str(tmp_path / "mask.png")]) == 0
+
+
+def test_files_that_are_no_photos_are_counted(run, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    scene(1).save(tmp_path / "mine" / "one.png")
+    assert main([str(run), str(tmp_path / "mine"), str(tmp_path / "out")]) == 0
+    assert "left aside" not in capsys.readouterr().out
+    for name in ("two.heic", "three.cr2", ".hidden"):
+        (tmp_path / "mine" / name).touch()
+    assert main([str(run), str(tmp_path / "mine"), str(tmp_path / "out")]) == 0
+    assert "mine: 2 other files left aside, such as three.cr2\n" in capsys.readouterr().out
+
+
 def test_masks_without_small_pieces(run, network, photos, tmp_path, capsys):
     whole = predict_image(network.net, photos / "a.png")
     for size in ([], ["--tile"]):

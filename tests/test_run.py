@@ -307,6 +307,20 @@ def test_numbers_that_are_not_finite_end_a_run(tmp_path, capsys):
     assert not (tmp_path / "scenes-ppce-s0" / "checkpoint.pt").exists()
 
 
+def test_a_finished_run_opens_without_its_initial_weights(tmp_path, few_scenes):
+    from semeda.networks import build_network
+
+    settings = dict(backbone="resnet18", layers=3, output_stride=8, style="torchvision")
+    weights = build_network("deeplab_v2", 3, **settings).backbone.state_dict()
+    torch.save(weights, tmp_path / "trunk.pth")
+    run = train_run(None, **SMALL, loss="ppce", runs=str(tmp_path), init_weights=str(tmp_path / "trunk.pth"))
+    (tmp_path / "trunk.pth").unlink()
+    opened = load_run(run.folder)
+    assert opened.metrics["miou"] == run.metrics["miou"]
+    assert opened.record["initial_weights"] == run.record["initial_weights"]
+    assert opened.init_report == run.init_report
+
+
 def test_weights_that_do_not_fit(copied):
     state = read_run_checkpoint(copied / "checkpoint.pt")
     state["net"] = {name: value[:1] for name, value in state["net"].items() if value.ndim}

@@ -16,7 +16,6 @@ from semeda.core import InputError
 from semeda.settings import read_settings
 from semeda.study import plan, settings
 from semeda.study import run as study_run
-from semeda.study.collect import check_result
 from semeda.study.gains import (
     Target,
     advice,
@@ -32,7 +31,7 @@ from semeda.study.gains import (
     without_gain,
 )
 from semeda.study.groups import SCORES, Groups, differences, over_groups, over_pairs, read_groups
-from semeda.study.results import Results, label_of
+from semeda.study.results import Results, Study, label_of
 
 from .conftest import ROOT, run, snapshot, write_camvid
 from .test_sweep import BUDGET, kill_tree, stamps, wait_for
@@ -102,7 +101,7 @@ def test_killed_run_ends_as_an_undisturbed_one(swept, tmp_path):
     again, undisturbed = (json.loads((f / "tiny" / f"{row}-s0.json").read_text())
                           for f in (work / "results", tmp_path / "results"))
     assert again["metrics"] == undisturbed["metrics"] and again["counts"] == undisturbed["counts"]
-    check_result(again, "tiny", f"{row}-s0", given)
+    plan.check_result(again, "tiny", f"{row}-s0", given)
 
 
 def test_installed_package_renders_table_1(swept):
@@ -213,13 +212,60 @@ def test_the_lock_of_a_run_is_taken_in_turns_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("folder, name, text, told", [
     ("<img src=x>", "table1_01-s0", "{}", "study is '<img src=x>'; expected a name"),
     ("one", "<b>x</b>-s0", "{}", "is no ROW-sSEED.json; expected a row and a seed"),
-    ("one", "x-s0", "{}", "x-s0.json has no config and counts; expected that of a run"),
+    ("one", "x-s0", "{}", "x-s0.json has study None; expected that of a run"),
+    ("one", "x-s0", '{"study": "one"', "x-s0.json cannot be read as JSON"),
 ])
 def test_results_of_others(tmp_path, folder, name, text, told):
     (tmp_path / folder / name).parent.mkdir(parents=True)
     (tmp_path / folder / f"{name.replace('/', '')}.json").write_text(text)
     with pytest.raises(InputError, match=told):
         Results(tmp_path / folder)
+
+
+RESULTS = ROOT / "results" / "losses_0016E5"
+
+
+def with_results(folder, changes, names=("ppce-s0", "lovasz-s0", "lovasz-s1", "ppce-s1")):
+    "A folder of committed results, some of them changed"
+    folder.mkdir()
+    for name in names:
+        record = json.loads((RESULTS / f"{name}.json").read_text()) | dict(study=folder.name)
+        (folder / f"{name}.json").write_text(json.dumps(changes.get(name, lambda record: record)(record)))
+    return folder
+
+
+def configured(**settings):
+    return lambda record: record | dict(config=record["config"] | settings)
+
+
+@pytest.mark.parametrize("name, change, told", [
+    ("lovasz-s1", configured(loss="smp.LovaszLoss(weight=2)"), "lovasz-s1 differ in loss; expected"),
+    ("ppce-s1", configured(iterations=9), "ppce-s1 differ in iterations; expected"),
+    ("lovasz-s0", configured(precision="bf16-mixed"), "lovasz-s0 and mine/ppce-s0 differ in precision; expected"),
+    ("lovasz-s0", lambda record: record | dict(labels="0"), "differ in labels; expected runs on the same data"),
+    ("lovasz-s0", lambda record: record | dict(counts=record["counts"] | dict(data="AAAA")), "counts that cannot be"),
+    ("lovasz-s0", lambda record: record | dict(counts=dict(shape=[3])), "lovasz-s0.json has counts that cannot be"),
+    ("lovasz-s0", lambda record: record | dict(metrics=None), "lovasz-s0.json has metrics None; expected that of a"),
+])
+def test_results_that_cannot_be_compared_are_refused(tmp_path, name, change, told):
+    with_results(tmp_path / "ours", {})
+    Study(tmp_path / "ours")
+    with pytest.raises(InputError, match=told):
+        Study(with_results(tmp_path / "mine", {name: change}))
+
+
+def test_one_loss_in_a_row_of_all_groups(tmp_path):
+    for drive in ("0006R0", "0016E5"):
+        (tmp_path / f"losses_{drive}").mkdir()
+        for path in (ROOT / "results" / f"losses_{drive}").glob("*-s1.json"):
+            record = json.loads(path.read_text())
+            (tmp_path / f"losses_{drive}" / path.name).write_text(json.dumps(record))
+    assert read_groups("losses", tmp_path).rows()
+    record = json.loads((tmp_path / "losses_0016E5" / "ppce-s1.json").read_text())
+    record["config"]["loss"] = "smp.DiceLoss"
+    (tmp_path / "losses_0016E5" / "ppce-s1.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="losses_0006R0/ppce-s1 and losses_0016E5/ppce-s1 differ in loss; expected"):
+        read_groups("losses", tmp_path)
 
 
 def test_labels_of_results_hold_no_html():

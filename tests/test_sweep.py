@@ -14,7 +14,7 @@ from semeda.loss_registry import TABLE1
 from semeda.metrics import paired_bootstrap
 from semeda.study import plan, settings
 from semeda.study import run as study_run
-from semeda.study.collect import check_result, collect, committed, pack, unpack
+from semeda.study.collect import collect, committed, pack, unpack
 from semeda.study.results import Study, claim, label_of, over_seeds_and_images, verdict
 from semeda.study.tables import rows_table
 from tests.conftest import ROOT, run, snapshot, write_camvid
@@ -126,14 +126,20 @@ def test_dry_run_prints_the_plan_and_writes_nothing(finished):
     assert f"runs/tiny/table1_11-s1  {BUDGET['iterations']} steps" in done.stderr
 
 
-def test_plan_leaves_out_runs_whose_result_is_there(finished):
+def test_plan_leaves_out_runs_whose_result_is_there(finished, result):
     folder, study = finished[0], settings.studies(study_in(finished[0], seeds=[0, 1]), "table1")
     kept = folder / "kept" / "tiny" / "table1_01-s1.json"
     kept.parent.mkdir(parents=True)
-    kept.write_text("{}")
+    record = json.loads(result[0].read_text())
+    record |= dict(name="table1_01-s1", config=record["config"] | dict(seed=1))
+    kept.write_text(json.dumps(record))
     lines = plan.plan(study, folder / "runs", 1, folder / "kept")
     assert "4 runs, 2 finished, 1 from its result, 1 to go" in lines[-2] and "another folder of results" in lines[-1]
     assert "4 runs, 2 finished, 2 to go" in plan.plan(study, folder / "runs")[-1]
+    for change, told in ((dict(lr=.5), "has lr 0.5; expected"), (dict(seed=0), "has seed 0; expected 1")):
+        kept.write_text(json.dumps(record | dict(config=record["config"] | change)))
+        with pytest.raises(InputError, match=f"{told}.*; name another folder of results, or move the file away"):
+            plan.plan(study, folder / "runs", 1, folder / "kept")
 
 
 @pytest.mark.parametrize("config, line", [
@@ -187,7 +193,7 @@ def test_result_that_is_not_what_its_name_says_is_refused(result, name, change, 
     record = json.loads(result[0].read_text())
     record |= change | dict(config=record["config"] | change.get("config", {}))
     with pytest.raises(InputError) as error:
-        check_result(record, "tiny", name)
+        plan.check_result(record, "tiny", name)
     assert line in str(error.value)
 
 
@@ -195,7 +201,7 @@ def test_result_of_another_precision_belongs_to_its_study(result):
     "a processor may only emulate the one of the study"
     path, given = result
     record = json.loads(path.read_text())
-    check_result(record | dict(config=record["config"] | dict(precision="bf16-mixed")), "tiny", path.stem, given)
+    plan.check_result(record | dict(config=record["config"] | dict(precision="bf16-mixed")), "tiny", path.stem, given)
 
 
 @pytest.mark.parametrize("key, value", [
@@ -207,9 +213,9 @@ def test_result_of_another_configuration_is_refused(result, diverged, key, value
     of_diverged = settings.parameters(study_in(folder) | dict(init_weights=""), "diverges", 0)
     for path, given in (result, (folder / "results" / "tiny" / "diverges-s0.json", of_diverged)):
         record = json.loads(path.read_text())
-        check_result(record, "tiny", path.stem, given)
+        plan.check_result(record, "tiny", path.stem, given)
         with pytest.raises(InputError, match=f"has {key} {value}; expected"):
-            check_result(record | dict(config=record["config"] | {key: value}), "tiny", path.stem, given)
+            plan.check_result(record | dict(config=record["config"] | {key: value}), "tiny", path.stem, given)
 
 
 def test_committed_results_are_what_their_names_say():
@@ -221,7 +227,7 @@ def test_committed_results_are_what_their_names_say():
         known = row in [*study["variants"], *settings.TARGETS["table1"]] and seed.isdecimal()
         given = settings.parameters(study, row, int(seed)) if known else None
         record = json.loads(path.read_text())
-        check_result(record, study["study"], path.stem, given)
+        plan.check_result(record, study["study"], path.stem, given)
         precisions.setdefault((path.parent.name, seed), set()).add(record["config"].get("precision", "32-true"))
     mixed = {pair: sorted(names) for pair, names in precisions.items() if len(names) > 1}
     assert not mixed, "rows of a folder are compared with one another, seed by seed"

@@ -268,6 +268,7 @@ BAD = [
     (["--crop"], "argument --crop: expected one argument"),
     (["--dataset", "camvid", "--data-root", "nowhere"], "data_root is 'nowhere'"),
     (["--dataset", "camvid"], "data_root is ''"),
+    (["--patience", "3", "--val-every", "0"], "patience is 3 while val_every is 0, so nothing is compared"),
     (["--init-weights", "none.pth"], "init_weights none.pth does not exist"),
     (["--init-style", "caffe"], "init_style is 'caffe' without init_weights; expected nothing"),
     (["--init-weights", "other.pth"], "has conv1.weight of shape (1, 2); expected (64, 3, 7, 7)"),

@@ -19,7 +19,8 @@ from scipy import stats
 from ..core import InputError
 from ..loss_registry import TABLE1, loss_label
 from .settings import BASELINE, read_study, results_folder
-from .results import Results
+from .plan import PROCESSOR
+from .results import Results, check_alike, settings_of
 
 # %% ../../nbs/77_study_groups.ipynb #fc7e854f
 @dataclass(frozen=True)
@@ -134,7 +135,13 @@ def read_groups(
     "Read the results of a study that has groups"
     config = read_study(name)
     folders = {group: results_folder(results)/f"{name}_{group}" for group in config["groups"]}
-    return Groups(name, {group: Results(folder) for group, folder in folders.items()}, config["rows"])
+    found = {group: Results(folder) for group, folder in folders.items()}
+    firsts = {}
+    for record in (record for study in found.values() for record in study.records()):
+        row = record["name"].rpartition("-s")[0]
+        own = ("seed", "val_group", *PROCESSOR)
+        check_alike(firsts.setdefault(row, record), record, settings_of(record, own))
+    return Groups(name, found, config["rows"])
 
 # %% ../../nbs/77_study_groups.ipynb #cb1ec77c
 def values_of(
