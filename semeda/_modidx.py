@@ -124,6 +124,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'semeda.config._settings_of_row': ('config.html#_settings_of_row', 'semeda/config.py'),
                                'semeda.config._type_of': ('config.html#_type_of', 'semeda/config.py'),
                                'semeda.config.coerce': ('config.html#coerce', 'semeda/config.py'),
+                               'semeda.config.completed': ('config.html#completed', 'semeda/config.py'),
                                'semeda.config.help_of': ('config.html#help_of', 'semeda/config.py'),
                                'semeda.config.image_size_of': ('config.html#image_size_of', 'semeda/config.py'),
                                'semeda.config.import_plugins': ('config.html#import_plugins', 'semeda/config.py'),

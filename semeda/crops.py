@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import Dataset
 
 from .core import InputError, finite, known
@@ -25,20 +26,24 @@ class RandomScale(nn.Module):
     def __init__(self,
         low: float, # Smallest factor
         high: float, # Largest factor
+        labels: str = "nearest-exact", # How masks are sampled; "nearest" leaves them half a pixel off
     ):
         super().__init__()
+        self.labels = known("label_resize", labels, ("nearest-exact", "nearest"))
         self.low, self.high = finite("scale_min", low, .01, 64), finite("scale_max", high, .01, 64)
         if low > high: raise InputError(f"scale_min is {low}; expected at most scale_max, {high}")
 
     def forward(self,
         image: Tensor, # A `tv_tensors.Image`
-        mask: Tensor, # A `tv_tensors.Mask` of the same size
+        mask: Tensor, # A `tv_tensors.Mask` of the same size, uint8 or floating point
     ) -> tuple[Tensor, Tensor]: # Both, resized
         "Draw a factor and resize both"
+        from torchvision import tv_tensors
         from torchvision.transforms.v2.functional import resize
         factor = self.low + (self.high - self.low) * torch.rand(()).item()
         size = [max(1, round(n * factor)) for n in image.shape[-2:]]
-        return resize(image, size, antialias=True), resize(mask, size, antialias=True)
+        pixels = functional.interpolate(mask.as_subclass(Tensor)[None, None], size=size, mode=self.labels)
+        return resize(image, size, antialias=True), tv_tensors.wrap(pixels[0, 0], like=mask)
 
 # %% ../nbs/22_crops.ipynb #95f10523
 IMAGENET_MEAN, IMAGENET_STD = (.485, .456, .406), (.229, .224, .225)
@@ -50,13 +55,13 @@ def normalise(
     style: str = "torchvision", # "torchvision": RGB, 0-1, mean and std; "caffe": BGR, 0-255, mean only
 ) -> Any: # float32 image, and the label if one was given
     "Scale an image as the weights of a style expect it"
-    from torchvision.transforms.v2 import functional
-    if style == "caffe":
-        image = functional.to_dtype(image.flip(-3), torch.float32)
-        image = functional.normalize(image, list(CAFFE_MEAN), [1., 1., 1.])
+    from torchvision.transforms.v2 import functional as transforms
+    if known("style", style, ("torchvision", "caffe")) == "caffe":
+        image = transforms.to_dtype(image.flip(-3), torch.float32)
+        image = transforms.normalize(image, list(CAFFE_MEAN), [1., 1., 1.])
     else:
-        image = functional.to_dtype(image, torch.float32, scale=True)
-        image = functional.normalize(image, list(IMAGENET_MEAN), list(IMAGENET_STD))
+        image = transforms.to_dtype(image, torch.float32, scale=True)
+        image = transforms.normalize(image, list(IMAGENET_MEAN), list(IMAGENET_STD))
     image = image.as_subclass(Tensor)
     return image if label is None else (image, label.as_subclass(Tensor).long())
 
@@ -67,6 +72,7 @@ def training_transform(
     crop: int, # Side of the crop in pixels
     scale: tuple[float, float] = (.5, 1.5), # Range of the random scale
     style: str = "torchvision", # See `normalise`
+    labels: str = "nearest-exact", # See `RandomScale`
 ) -> Callable: # Of a `tv_tensors.Image` and a `tv_tensors.Mask`
     "Random scale, mirror and crop; the image becomes normalised float32"
     from torchvision import tv_tensors
@@ -76,7 +82,7 @@ def training_transform(
     mean = tuple(round(255 * m) for m in IMAGENET_MEAN)
     fill = {tv_tensors.Image: mean, tv_tensors.Mask: VOID}
     return v2.Compose([
-        RandomScale(*scale),
+        RandomScale(*scale, labels),
         v2.RandomHorizontalFlip(),
         v2.RandomCrop(crop, pad_if_needed=True, fill=fill),
         partial(normalise, style=style),
@@ -103,9 +109,10 @@ class TrainingCrops(Dataset):
         scale: tuple[float, float] = (.5, 1.5), # Range of the random scale
         seed: int = 0, # Of the order of the images
         style: str = "torchvision", # See `normalise`
+        labels: str = "nearest-exact", # See `RandomScale`
     ):
         self.data, self.count, self.seed = data, count, seed
-        self.transform = training_transform(crop, scale, style)
+        self.transform = training_transform(crop, scale, style, labels)
 
     def __len__(self) -> int: return self.count
 

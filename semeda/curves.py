@@ -23,7 +23,7 @@ from .pictures import RUN_COLOURS
 LINE_STYLES = ["-", "--", "-.", ":"]
 MARKERS = ["o", "s", "^", "D"]
 TERM_COLOURS = ["#000000", "#0072b2", "#d55e00", "#cc79a7"] # of the terms of a loss, after Okabe and Ito
-NO_TERMS = {"step", "lr", "seconds", "step_seconds", "val_miou", "val_boundary_miou"} # columns of history.csv
+NO_TERMS = {"step", "lr", "seconds", "step_seconds"} # columns of history.csv; those of scores begin with val_
 NAMES = {"loss": "total", "val_miou": "mIoU", "val_boundary_miou": "boundary mIoU, width 1"}
 
 def points_of(
@@ -50,9 +50,9 @@ def plot_history(
 ) -> Figure: # Two panels
     "Loss terms and validation scores over the steps"
     fig, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
-    terms = [key for key in (history[0] if history else {}) if key not in NO_TERMS and points_of(history, key)]
-    _plot_columns(axes[0], history, terms)
-    _plot_columns(axes[1], history, ["val_miou", "val_boundary_miou"], marker="o")
+    columns = dict.fromkeys(key for row in history for key in row if key not in NO_TERMS)
+    _plot_columns(axes[0], history, [key for key in columns if not key.startswith("val_")])
+    _plot_columns(axes[1], history, [key for key in columns if key.startswith("val_")], marker="o")
     axes[0].set_ylabel("training loss")
     axes[1].set_ylabel("validation")
     return fig
@@ -149,12 +149,12 @@ def plot_trimap_curves(
     "Boundary and non-boundary mIoU over the trimap width"
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for ax, key in zip(axes, ("boundary", "non_boundary")):
-        interval = None
+        intervals_of = {name: _interval_of(name, key, metrics, intervals) for name, metrics in runs.items()}
         for i, (name, metrics) in enumerate(runs.items()):
             values = [np.nan if v is None else 100 * v for v in metrics[f"{key}_miou"]]
-            interval = _interval_of(name, key, metrics, intervals)
-            _draw_curve(ax, i, list(metrics["widths"]), values, interval, name)
-        _label_width_axis(ax, key, "mIoU (%)", band if interval is not None else "")
+            _draw_curve(ax, i, list(metrics["widths"]), values, intervals_of[name], name)
+        drawn = any(interval is not None for interval in intervals_of.values())
+        _label_width_axis(ax, key, "mIoU (%)", band if drawn else "")
         _name_lines(ax)
     _mark_widths(axes[1], leaving)
     return fig

@@ -252,7 +252,7 @@ def _summary(difference, width):
     what = f"boundary mIoU at width {width}" if width else "mIoU"
     known = difference[~difference.isnan()]
     above = f"above 0 on {(known > 0).sum()} of {len(known)} images"
-    return f"{what} of each image in points:\nmedian {known.median():+.1f}, {above}"
+    return f"{what} of each image in points:\nmedian {known.quantile(.5):+.1f}, {above}"
 
 # %% ../nbs/62_plots.ipynb #bf1bd354
 def run_paths(

@@ -26,7 +26,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from .checkpoints import read_checkpoint
-from .config import MAY_DIFFER, Config
+from .config import MAY_DIFFER, Config, completed
 from .core import Digest, InputError, one_line, read_json, replacing
 from .loss_registry import TERMS, loss_slug
 
@@ -98,7 +98,7 @@ def differences(
 ) -> list[str]: # Empty for the same run
     "In what two runs differ, in words"
     mine = json.loads(json.dumps(record))
-    old = asdict(Config()) | kept["config"] # an older version had fewer parameters
+    old = completed(kept["config"])
     found = [f"{name} {old[name]} instead of {value}" for name, value in mine["config"].items()
              if name not in allowed and old[name] != value]
     return found + [f"other {k}" for k in ("data", "initial_weights") if k in mine and kept.get(k) != mine[k]]

@@ -317,7 +317,8 @@ class _RunTraining(_RunCheckpoints):
         config, rank, world = self.config, self.fabric.global_rank, self.fabric.world_size
         scale = (config.scale_min, config.scale_max)
         count = config.iterations * config.batch_size
-        crops = TrainingCrops(self.train_data, count, config.crop, scale, config.seed, config.style)
+        crops = TrainingCrops(
+            self.train_data, count, config.crop, scale, config.seed, config.style, config.label_resize)
         mine = Subset(crops, range(start * config.batch_size + rank, count, world))
         loader = DataLoader(mine, config.batch_size // world, num_workers=config.workers)
         return self.fabric.setup_dataloaders(loader, use_distributed_sampler=False)

@@ -22,7 +22,7 @@ from torch import Tensor, distributed
 from tqdm import tqdm
 
 # %% ../nbs/48_trainer.ipynb #a583a8dc
-from .config import Config, help_of, image_size_of, resolve
+from .config import Config, completed, help_of, image_size_of, resolve
 from .core import Arguments, InputError, is_out_of_memory, one_line, percent, printable, weights_hash, write_json
 from .launchers import is_reporting_process, run_on_all_ranks
 from .loggers import Loggers, logger_names
@@ -367,7 +367,7 @@ def load_run(
     if not (folder/name).is_file():
         raise InputError(f"run folder {folder} has no {name}; expected that of a finished run")
     folder = folder.resolve() # "." has no name
-    config = read_record(folder)["config"] | changes
+    config = completed(read_record(folder)["config"]) | changes
     here = dict(runs=str(folder.parent), name=folder.name, devices=1, num_nodes=1, strategy="auto")
     run = _OpenedRun(progress, **{**config, **here, "resume": False, "overwrite": False})
     run.load(name)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from torchvision import tv_tensors
 from torchvision.models import ResNet18_Weights
 from torchvision.transforms.v2.functional import normalize
 
@@ -41,10 +42,13 @@ def test_crops_leave_the_random_state_as_it_was():
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("seed, expected", [(0, "34bb63f14daeb102"), (3, "35a0ee75311f1ed9")])
-def test_the_sequence_is_that_of_every_version(seed, expected):
+@pytest.mark.parametrize("seed, labels, expected", [
+    (0, "nearest", "34bb63f14daeb102"), (3, "nearest", "35a0ee75311f1ed9"),
+    (0, "nearest-exact", "29810ad680ca601b"), (3, "nearest-exact", "03d844df05e14128"),
+])
+def test_the_sequence_is_that_of_every_version(seed, labels, expected):
     "Masks are resized by nearest neighbour, so their hash is the same on every machine"
-    crops = TrainingCrops(scenes("train", 40), 1000, 128, seed=seed)
+    crops = TrainingCrops(scenes("train", 40), 1000, 128, seed=seed, labels=labels)
     assert content_hash(*(crops[k][1] for k in (0, 1, 7, 39, 40, 83, 500))) == expected
 
 
@@ -54,6 +58,22 @@ def test_the_seed_decides_on_the_order_and_the_number_on_the_transforms():
     assert torch.equal(first, second) and not torch.equal(first[0], first[1])
     orders = [epoch_order(20, seed, epoch).tolist() for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1))]
     assert len(set(map(tuple, orders))) == 4 and all(sorted(order) == list(range(20)) for order in orders)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_scaled_mask_lies_on_its_image(axis):
+    "An edge of the mask is nowhere further than half a pixel from that of the image, and on average at it"
+    shifts = []
+    for k in range(200):
+        torch.manual_seed(k)
+        place = int(torch.randint(15, 45, ()))
+        edge = torch.zeros(61, 61, dtype=torch.uint8)
+        edge.narrow(axis, place, 61 - place).fill_(1)
+        image, mask = RandomScale(.5, 1.5)(tv_tensors.Image(255 * edge.expand(3, -1, -1)), tv_tensors.Mask(edge))
+        shifts.append((image[0] / 255).sum(axis).mean() - mask.float().sum(axis).mean())
+        assert isinstance(mask, tv_tensors.Mask) and mask.dtype == torch.uint8
+    shifts = torch.stack(shifts)
+    assert abs(shifts.mean()) < .1 and shifts.abs().max() < .55
 
 
 def test_image_and_mask_move_together():
@@ -108,6 +128,8 @@ def test_caffe_images_are_bgr_without_scale():
     (lambda: training_transform(8, style="bgr"), "style is 'bgr'; choose from torchvision, caffe"),
     (lambda: RandomScale(.5, float("inf")), "scale_max is inf; expected a finite number"),
     (lambda: RandomScale(0, 1), "scale_min is 0; expected at least 0.01"),
+    (lambda: RandomScale(1, 1, "linear"), "label_resize is 'linear'; choose from nearest-exact, nearest"),
+    (lambda: normalise(torch.zeros(3, 2, 2), style="Caffe"), "style is 'Caffe'; choose from torchvision, caffe"),
     (lambda: RandomScale(2, 1), "scale_min is 2; expected at most scale_max, 1"),
 ])
 def test_bad_arguments(make, words):

@@ -108,16 +108,19 @@ def _evaluate(folder, metrics, given):
     "The folder of a run's evaluation, which is made unless it is there"
     from semeda.evaluate import evaluate_run
     evaluation = folder.with_name(f"{folder.name}.evaluation")
-    if not _is_of(evaluation, metrics):
+    config = read_json(folder/"config.json")["config"]
+    wanted = dict(final_weights=metrics["final_weights"], max_width=config["max_width"], void=config["void"])
+    if not _is_of(evaluation, wanted):
         changes = {key: given[key] for key in ("data_root", "init_weights") if given.get(key)}
-        width = read_json(folder/"config.json")["config"]["max_width"]
-        evaluate_run(folder, evaluation, width, **changes)
+        evaluate_run(folder, evaluation, config["max_width"], **changes)
     return evaluation
 
-def _is_of(evaluation, metrics):
-    "Whether an evaluation is that of these final weights"
+def _is_of(evaluation, wanted):
+    "Whether an evaluation has these settings, and is neither of other data nor of masks that were changed"
     try:
-        return read_json(evaluation/"metrics.json")["config"]["final_weights"] == metrics["final_weights"]
+        config = read_json(evaluation/"metrics.json")["config"]
+        same = all(config[key] == value for key, value in wanted.items())
+        return same and not {"split", "min_area"} & set(config)
     except (InputError, KeyError, TypeError):
         return False
 

@@ -58,7 +58,7 @@ def _pairs_text(groups, row):
 def _score_text(groups, row, score):
     "A row's score on average, or its difference to the baseline"
     baseline = groups.baseline()
-    if row == baseline or baseline is None:
+    if row == baseline or not baseline:
         values = list(values_of(groups, row, score).values())
         return f"{score.scale * statistics.mean(values):.{score.digits}f}" if values else "not run"
     return difference_text(over_pairs(differences(groups, baseline, row, score)), score)
@@ -260,11 +260,13 @@ def without_gain(
     groups: Groups,
     score: str = "miou", # Of `SCORES`
 ) -> list[str]: # Rows
-    "Rows whose interval is not above the baseline"
+    "Rows whose interval is not on the better side of the baseline"
     baseline, found = groups.baseline(), []
     for row in groups.rows() if baseline else ():
         difference = over_pairs(differences(groups, baseline, row, SCORES[score]))
-        if row != baseline and difference and difference.low is not None and difference.low <= 0:
+        if row == baseline or not difference or difference.low is None:
+            continue
+        if min(SCORES[score].better * end for end in (difference.low, difference.high)) <= 0:
             found.append(row)
     return found
 

@@ -27,14 +27,17 @@ from .results import Results, check_alike, settings_of
 class Score:
     "A score of a run"
     label: str # In tables and figures
-    of: Callable[[dict], float] # Result -> score
+    of: Callable[[dict], float | None] # Result -> score; None where it has none
     scale: float = 100 # For points
     digits: int = 1
     better: int = 1 # 1: larger is better; -1: smaller is
 
 def _boundary(width):
     "Boundary mIoU at a width"
-    return lambda record: record["metrics"]["boundary_miou"][width - 1]
+    def score(record):
+        values = record["metrics"]["boundary_miou"]
+        return values[width - 1] if width <= len(values) else None
+    return score
 
 def _mean_of(name):
     "Mean over the images of a column"
@@ -118,9 +121,11 @@ class Groups:
         config = self.config(row)
         settings = {name: config[name] for name in ("norm", "reduction") if name in config}
         try:
-            return html.escape(loss_label(config["loss"], **settings), quote=False)
+            label = html.escape(loss_label(config["loss"], **settings), quote=False)
         except InputError: # of somebody else's package, which is not here
-            return row
+            label = row
+        resize, usual = (c.get("label_resize") for c in (config, self.config(self.baseline() or row)))
+        return label if resize == usual else f"{label}, masks scaled by {resize}"
 
     def baseline(self) -> str:
         "The row that was trained with the loss of Table 1's first row; empty where it was not run"
@@ -153,7 +158,8 @@ def values_of(
     found = {}
     for group, study in groups.studies.items():
         for seed, record in study.runs.get(row, {}).items():
-            found[group, seed] = score.of(record)
+            if (value := score.of(record)) is not None: # a run may have none, such as that of another width
+                found[group, seed] = value
     return found
 
 def differences(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ..config import Config, resolve
+from ..config import Config, completed, resolve
 from ..core import InputError, read_json
 from ..edge_net_files import shipped_version
 from ..loss_registry import TABLE1
@@ -129,7 +129,7 @@ def _edge_net_of(record, given):
 def _check_config(here, config, row, seed, given):
     "Raise InputError where a result has another parameter than its row"
     expected = asdict(resolve(**{**(given or dict(row=row)), "seed": seed})[0])
-    found = asdict(Config()) | config # an older version had fewer parameters
+    found = completed(config)
     if given:
         keys = {key for key in expected if key not in (*MACHINE, *PROCESSOR)} | {"init_weights"}
     else:
@@ -248,9 +248,11 @@ def _time(states, seconds, jobs):
     "How long the runs to go take, several at a time"
     if "to go" not in states:
         return ""
-    unknown, total = seconds.count(None), sum(cost for cost in seconds if cost)
+    unknown, lanes = seconds.count(None), [0.] * jobs
+    for cost in filter(None, seconds):
+        lanes[lanes.index(min(lanes))] += cost # each begins where the first of the others has ended
     at_once = f", {jobs} at a time" if jobs > 1 else ""
     if not unknown:
-        return f": about {duration(total / jobs)}{at_once}"
-    others = f", the others about {duration(total / jobs)}{at_once}" if total else ""
+        return f": about {duration(max(lanes))}{at_once}"
+    others = f", the others about {duration(max(lanes))}{at_once}" if any(lanes) else ""
     return f": time of {unknown} unknown{others}"

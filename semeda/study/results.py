@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
-from ..config import Config, resolve
+from ..config import completed, resolve
 from ..core import InputError, one_line
 from ..loss_registry import TABLE1, loss_label
 from ..metrics import draw_images, scores_of, scores_on_draws
@@ -42,7 +44,7 @@ def load_study(
         row, _, seed = path.stem.rpartition("-s")
         if row in TABLE1:
             check_result(record, folder.name, path.stem)
-        record["config"] = asdict(Config()) | record["config"] # an older version had fewer parameters
+        record["config"] = completed(record["config"])
         if "diverged" in record:
             diverged.setdefault(row, {})[int(seed)] = record
         else:
@@ -111,17 +113,16 @@ def over_seeds_and_images(
     values: Tensor, # Of each seed, shape (S, ...)
     draws: Tensor, # The same on draws of the images, shape (R, S, ...)
     level: float = .95, # Of the interval
-    seed: int = 0, # Of the draws of Student's t
+    seed: int = 0, # Of the order of Student's t
 ) -> tuple[Tensor, Tensor, Tensor]: # Mean over seeds, low and high, each (...)
     "Mean over seeds with its interval over seeds and images"
     resamples, seeds = draws.shape[:2]
     mean = draws.mean(dim=1)
     if seeds > 1:
-        generator = torch.Generator().manual_seed(seed + 1)
-        normal = torch.randn(resamples, seeds, generator=generator, dtype=draws.dtype)
-        t = normal[:, 0] / normal[:, 1:].square().mean(dim=1).sqrt() # S - 1 degrees of freedom
-        t = t.view(-1, *[1] * (mean.dim() - 1))
-        mean = mean + t * draws.std(dim=1) / math.sqrt(seeds)
+        generator = torch.Generator().manual_seed(seed)
+        t = stats.t.ppf((np.arange(resamples) + .5) / resamples, seeds - 1) # evenly, so that chance moves no end
+        t = torch.from_numpy(t).to(draws.dtype)[torch.randperm(resamples, generator=generator)]
+        mean = mean + t.view(-1, *[1] * (mean.dim() - 1)) * draws.std(dim=1) / math.sqrt(seeds)
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=mean.dtype)
     low, high = mean.nanquantile(ends, dim=0)
     return values.mean(dim=0), low, high
@@ -240,12 +241,14 @@ class Study(Results):
         a: str, b: str, # Rows
         name: str, # A score
         width: int | None = None, # Of the trimap band, where the score has one for each
-    ) -> tuple[float, float, float] | None: # Mean, low and high; None without a common seed
+    ) -> tuple[float, float, float] | None: # Mean, low and high; None without a common seed, or that width
         "Difference of row b to row a, paired by seed"
         if not self.seeds(a, b):
             return None
         found = self.curve(a, b, name)
-        return tuple((v[..., min(width, len(v)) - 1] if width else v).item() for v in found)
+        if width and width > len(found[0]):
+            return None
+        return tuple((v[..., width - 1] if width else v).item() for v in found)
 
 # %% ../../nbs/73_study_results.ipynb #ee61f917
 def claim(

@@ -262,14 +262,17 @@ def _read_studies(args):
 def _narrowed(study, args):
     "A study with the rows, seeds and parameters of the command line"
     changes = dict(budget=study["budget"] | _pairs(args.set))
-    if args.rows is not None:
-        changes["rows"] = args.rows.split(",")
-        changes["one_seed"] = [row for row in study["one_seed"] if row in changes["rows"]]
+    rows, first = study["rows"], study["seeds"][0]
     if args.seeds is not None:
         try:
-            changes["seeds"] = [int(seed) for seed in args.seeds.split(",")]
+            seeds = [int(seed) for seed in args.seeds.split(",")]
         except ValueError:
             raise InputError(f"seeds is {args.seeds!r}; expected integers with commas between") from None
+        changes["seeds"] = sorted(seeds, key=lambda seed: seed != first) # the first seed is still the first
+        if first not in seeds: # rows of one seed are not run with another, unless they are named
+            rows = [row for row in rows if row not in study["one_seed"]]
+    rows = args.rows.split(",") if args.rows is not None else rows
+    changes |= dict(rows=rows, one_seed=[row for row in study["one_seed"] if row in rows])
     return studies(study | changes | dict(groups=[]))[0]
 
 # %% ../../nbs/76_study_run.ipynb #6e9694b7
