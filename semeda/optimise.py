@@ -32,6 +32,8 @@ def parameter_groups(
     "The backbone's trainable weights and those of the heads"
     backbone = [p for p in net.backbone.parameters() if p.requires_grad]
     heads = [p for head in (net.head, net.edge_head) if head is not None for p in head.parameters()]
+    slow = set(map(id, net.backbone.parameters()))
+    heads = list({id(p): p for p in heads if id(p) not in slow}.values()) # a head may hold the backbone too
     return [dict(params=backbone, rate=lr), dict(params=heads, rate=head_lr)]
 
 # %% ../nbs/45_optimise.ipynb #1bb41555

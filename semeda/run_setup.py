@@ -73,7 +73,7 @@ class _RunInputs:
         self.fabric = launch(self.config)
         self.progress = progress if self.fabric.is_global_zero else None
         self.history, self.metrics, self.edge_net, self.optimizer = [], {}, None, None
-        self._random_states = None
+        self._random_states, self._as_long = None, True
         self.loggers, self._seconds, self._measured = Loggers([], self.folder, {}), [], (None, None)
         run_on_all_ranks(self.fabric, self._read)
 
@@ -153,6 +153,11 @@ class _RunLoss(_RunParts):
             if not Path(config.edge_net).is_file():
                 raise InputError(f"edge_net is {config.edge_net!r}; expected one of {', '.join(SHIPPED)}, or a file")
             load_edge_net(config.edge_net)
+        self._check_data_root()
+
+    def _check_data_root(self):
+        "A data folder that was given must exist"
+        config = self.config
         if config.data_root and not Path(config.data_root).expanduser().is_dir():
             raise InputError(f"data_root is {config.data_root!r}; expected the folder of the {config.dataset} dataset")
 
@@ -339,6 +344,7 @@ class RunSetup(_RunTraining):
         if not state:
             return 0
         self.history = state["history"]
+        self._as_long = state.get("config", {}).get("iterations") == self.config.iterations
         load_weights(self.net, state["net"], self.folder/name)
         if self.optimizer:
             self.optimizer.load_state_dict(state["optimizer"])

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import known
+from .core import known, whole_number
 from .edges import edge_map
 from .reading import VOID
 from .splits import SPLITS, SegmentationData, make_split
@@ -105,7 +105,8 @@ def scenes(
     "The built-in dataset: scenes drawn from a seed"
     known("split", split, SPLITS)
     first, default = (0, 600) if split == "train" else (10**6, 100)
-    seeds = range(first, first + (default if count is None else count))
+    count = default if count is None else whole_number("count", count, 1, 10**6)
+    seeds = range(first, first + count)
     images, labels = map(list, zip(*_drawn(seeds, size)))
     names = [f"scene {seed}" for seed in seeds]
     return make_split("scenes", images, labels, SCENE_CLASSES, SCENE_PALETTE, names)

@@ -91,6 +91,11 @@ def check_split(
     if not len(data) or len(data.labels) != len(data) or len(data.files) != len(data):
         raise InputError(f"dataset {data.name} has {len(data)} images, {len(data.labels)} masks and {len(data.files)} "
                          "names; expected the same number of each, and at least one")
+    if twice := [name for name in data.class_names if data.class_names.count(name) > 1]:
+        raise InputError(f"dataset {data.name} has the class {twice[0]} twice; expected each name once")
+    if len(data.palette) != data.num_classes:
+        raise InputError(f"dataset {data.name} has {len(data.palette)} colours; expected {data.num_classes}, one for "
+                         "each class")
     count = 1 if isinstance(data.labels, Files) else len(data)
     for name, image, label in zip(data.files[:count], data.images, data.labels):
         _check_item(f"{name} of dataset {data.name}", image, label, data.num_classes)

@@ -18,7 +18,7 @@ from .checkpoints import read_checkpoint, tensors_of
 from .core import InputError, import_own, one_line, read_json, replacing, some, weights_hash
 from .crops import CAFFE_MEAN, IMAGENET_MEAN, IMAGENET_STD
 from .data import CAMVID_CLASSES, CAMVID_PALETTE, SCENE_CLASSES, SCENE_PALETTE, VOC_CLASSES, voc_palette
-from .networks import build_network
+from .networks import ExternalNetwork, build_network
 
 # %% ../nbs/49_trained.ipynb #876ca150
 @dataclass
@@ -143,15 +143,20 @@ def describe(
     return dict(format=FORMAT, classes=network.class_names, palette=network.palette, style=network.style, **pixels,
                 image_size=network.image_size, crop=network.crop, network=network.network, settings=network.settings)
 
+def _prefix(net):
+    "What the names of a network's tensors begin with here and not in its file"
+    return "net." if isinstance(net, ExternalNetwork) else ""
+
 def save_network(
     network: TrainedNetwork, # What to write
     path: str | Path, # A `.safetensors` file, replaced in one step
 ):
     "Write a network and its description as safetensors"
     from safetensors.torch import save
-    prefix = "net." if network.network != "deeplab_v2" else ""
+    prefix = _prefix(network.net)
     state = network.net.state_dict()
-    tensors = {key.removeprefix(prefix): value.detach().cpu().contiguous() for key, value in state.items()}
+    tensors = {key.removeprefix(prefix): value.detach().cpu().contiguous().clone() # tied weights
+               for key, value in state.items()}
     header = {key: json.dumps(value) for key, value in describe(network).items()}
     with replacing(path) as part:
         part.write_bytes(save(tensors, header))
@@ -171,10 +176,9 @@ def _from_file(path, plugins):
     except (KeyError, ValueError, TypeError):
         raise InputError(f"network {path} has the header entries {some(header)}; expected those of a file that "
                          "semeda-predict --export safetensors wrote") from None
-    prefix = "net." if network != "deeplab_v2" else ""
     _check_code(network, plugins, f"network {path}")
     net = build_network(network, len(names), **settings)
-    _fill(net, {prefix + key: value for key, value in tensors.items()}, f"network {path}")
+    _fill(net, {_prefix(net) + key: value for key, value in tensors.items()}, f"network {path}")
     return TrainedNetwork(net, names, palette, network, settings, tuple(size) if size else None, crop, str(path))
 
 # %% ../nbs/49_trained.ipynb #d425651e

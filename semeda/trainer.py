@@ -124,7 +124,8 @@ class _RunLoop(_RunSteps):
             if self.fabric.is_global_zero:
                 self.loggers = Loggers(logger_names(self.config.logger), self.folder, self.record["config"])
             start = self.load() if self.config.resume and not self.config.overwrite else 0
-            self._train_from(start)
+            if not (start and self._as_long and "val_miou" in self.history[-1] and self._has_enough()):
+                self._train_from(start)
 
 # %% ../nbs/48_trainer.ipynb #5796a2a0
 def _process_memory():
@@ -170,10 +171,17 @@ class _RunScores(_RunLoop):
         entries = self._measure()
         self._measured = weights_hash(self.net), entries
         self.history[-1].update(history_values(entries))
-        since = validations_since_best([row["val_miou"] for row in self.history if "val_miou" in row])
-        if since == 0 and self.config.val_every:
+        if self._since_best() == 0 and self.config.val_every:
             run_on_all_ranks(self.fabric, partial(self._write_state, step, best=True))
-        return bool(self.config.patience) and since >= self.config.patience
+        return self._has_enough()
+
+    def _since_best(self):
+        "Validations since the best one"
+        return validations_since_best([row["val_miou"] for row in self.history if "val_miou" in row])
+
+    def _has_enough(self):
+        "Whether patience is at its end"
+        return bool(self.config.patience) and self._since_best() >= self.config.patience
 
 # %% ../nbs/48_trainer.ipynb #365d0ad2
 class _RunFigures(_RunScores):
@@ -340,6 +348,13 @@ def main(
 class _OpenedRun(Run):
     "A finished run, which writes nothing"
     _writes = False
+
+    def _check_edge_net(self):
+        "No loss is computed"
+
+    def _check_unused(self):
+        "Its Edge net may be gone"
+        self._check_data_root()
 
     def _read_initial_weights(self):
         "They are not needed, since the trained ones follow; what was told of them"

@@ -10,9 +10,10 @@ import torch
 from PIL import Image, ImageOps
 
 from semeda import export, predict
-from semeda.core import InputError, weights_hash
+from semeda.core import InputError, import_own, weights_hash
 from semeda.data import CAMVID_CLASSES, CAMVID_PALETTE, draw_scene
-from semeda.networks import ExternalNetwork, build_network
+from semeda.networks import NETWORKS, ExternalNetwork, build_network
+from semeda.optimise import parameter_groups
 from semeda.predict import load_network, main, predict_image
 from semeda.segment import as_photo, predict_images, predict_tiles, tile_starts
 from semeda.sieve import sieve
@@ -159,6 +160,28 @@ def test_weights_alone_load_in_plain_torch(tmp_path):
     assert (again.class_names, again.palette, again.image_size, again.crop) == (
         network.class_names, network.palette, (64, 32), 48)
     assert weights_hash(again.net) == weights_hash(net)
+
+
+def test_networks_of_ones_own_are_written_and_read(tmp_path, monkeypatch, request):
+    request.addfinalizer(lambda: NETWORKS.pop("mine"))
+    (tmp_path / "mynet.py").write_text(
+        "from torch import nn\nfrom semeda.deeplab import DeepLabV2\n"
+        "from semeda.networks import NETWORKS, NetworkRecord\n\n\n"
+        "class Mine(DeepLabV2):\n    pass\n\n\n"
+        "class Tied(nn.Module):\n    def __init__(self, num_classes):\n        super().__init__()\n"
+        "        self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)\n        self.b.weight = self.a.weight\n"
+        "        self.backbone = nn.Sequential(self.a)\n"
+        "        self.out = nn.Conv2d(3, num_classes, 1)\n\n"
+        "    def forward(self, x): return self.out(self.b(self.a(x)))\n\n\n"
+        "NETWORKS.register('mine', NetworkRecord('mine', Mine, 'Mine', ('torchvision', 'caffe'), edge_head=True))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import_own("mynet", "plugin")
+    for name, settings in (("mine", dict(backbone="resnet18", layers=2)), ("mynet:Tied", {})):
+        net = build_network(name, 3, **settings).eval()
+        save_network(TrainedNetwork(net, list("abc"), [(0, 0, 0)] * 3, name, settings), tmp_path / "m.safetensors")
+        assert weights_hash(load_network(tmp_path / "m.safetensors", plugins=["mynet"]).net) == weights_hash(net)
+    groups = parameter_groups(net, .1, .2) # its backbone is also elsewhere in it
+    assert len({id(p) for group in groups for p in group["params"]}) == sum(len(group["params"]) for group in groups)
 
 
 @pytest.mark.parametrize("header", [{}, {"format": "1"}, {"classes": "[", "image_size": "null"}])

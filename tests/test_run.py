@@ -10,7 +10,9 @@ from PIL import Image
 
 from semeda.core import InputError
 from semeda.data import draw_scene, scenes
-from semeda.run import read_history, read_run_checkpoint, run_state, write_checkpoint
+from semeda.edge_net import EdgeNet
+from semeda.edge_net_files import save_edge_net
+from semeda.run import read_history, read_run_checkpoint, run_state, unlock_run, write_checkpoint
 from semeda.trainer import Run, load_run, main
 from semeda.trainer import train as train_run
 from tests import old_run
@@ -213,6 +215,9 @@ def test_run_of_version_0_1(tmp_path, monkeypatch):
     old_run.write_inputs(tmp_path)
     shutil.copytree(ROOT / "tests" / "data" / "run_v1", tmp_path / "runs" / "run_v1")
     settings = old_run.SETTINGS | dict(data_root="photos", init_weights="initial.pth", runs="runs", name="run_v1")
+    with pytest.raises(InputError, match="label_resize nearest instead of nearest-exact"): # masks half a pixel off
+        train_run(None, **settings | dict(iterations=5), resume=True)
+    settings |= dict(label_resize="nearest")
     opened = load_run("runs/run_v1")
     assert opened.metrics["final_weights"] == "6c3fb210c3b0bc8c" and len(opened.history) == 3
     before = snapshot(tmp_path)
@@ -319,6 +324,25 @@ def test_a_finished_run_opens_without_its_initial_weights(tmp_path, few_scenes):
     assert opened.metrics["miou"] == run.metrics["miou"]
     assert opened.record["initial_weights"] == run.record["initial_weights"]
     assert opened.init_report == run.init_report
+
+
+def test_patience_is_at_its_end_after_a_kill_too(tmp_path, few_scenes):
+    given = SMALL | dict(iterations=12, val_every=2, patience=1, lr=0., weight_decay=0., batch_norm="frozen")
+    whole = train_run(None, **given, loss="ppce", runs=str(tmp_path), name="whole")
+    killed = Run(None, **given, loss="ppce", runs=str(tmp_path), name="killed")
+    killed.prepare()
+    killed.fit()
+    unlock_run(killed.folder) # here it was killed: no metrics.json
+    again = train_run(None, **given, loss="ppce", runs=str(tmp_path), name="killed", resume=True)
+    assert again.metrics["stopped_at"] == whole.metrics["stopped_at"] == 4
+    assert again.metrics["final_weights"] == whole.metrics["final_weights"]
+
+
+def test_a_finished_run_opens_without_its_edge_net_file(tmp_path, few_scenes):
+    save_edge_net(EdgeNet(7), tmp_path / "edge.safetensors")
+    run = train_run(None, **SMALL, loss="semeda", runs=str(tmp_path), edge_net=str(tmp_path / "edge.safetensors"))
+    (tmp_path / "edge.safetensors").unlink()
+    assert load_run(run.folder).metrics["miou"] == run.metrics["miou"]
 
 
 def test_weights_that_do_not_fit(copied):

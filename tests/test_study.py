@@ -142,6 +142,28 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_rows_of_one_seed_are_not_run_with_another(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.json").write_text(json.dumps(dict(study="s", seeds=[0, 1], rows=["table1_01", "table1_02"],
+                                                     one_seed=["table1_02"])))
+    def planned(*args):
+        assert study_run.main(["plan", "s.json", *args]) == 0
+        return [line.split()[0][7:] for line in capsys.readouterr().out.splitlines() if line.startswith("runs/")]
+    assert planned() == ["table1_01-s0", "table1_02-s0", "table1_01-s1"]
+    assert planned("--seeds", "1") == ["table1_01-s1"] and planned("--seeds", "0") == planned()[:2]
+    assert planned("--seeds", "1,0") == planned()
+    assert planned("--seeds", "1", "--rows", "table1_02") == ["table1_02-s1"] # asked for by name
+
+
+@pytest.mark.parametrize("seconds, jobs, words", [
+    ([36000, 0], 8, "about 10.0 h, 8 at a time"), ([3600] * 3, 2, "about 2.0 h, 2 at a time"),
+    ([50, 49], 1, "about 99 s"),
+    ([7200, None], 2, "time of 1 unknown, the others about 2.0 h, 2 at a time"),
+])
+def test_a_plan_takes_as_long_as_its_longest_lane(seconds, jobs, words):
+    assert plan._time(["to go"] * len(seconds), seconds, jobs) == f": {words}"
+
+
 def test_a_plan_tells_a_precision_that_this_cpu_emulates(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("semeda.optimise.bfloat16_slowdown", lambda: 26.2)
@@ -393,6 +415,29 @@ def test_advice_follows_from_the_figures():
     assert needs("semeda+smp.DiceLoss") == "an Edge net, segmentation-models-pytorch" and needs("edge_iou") == "nothing"
 
 
+def test_gains_have_the_direction_of_their_score():
+    fewer = fake_groups(dict(a={0: 3, 1: 3.1}, b={0: 3, 1: 3.2}))
+    assert without_gain(fewer, "fragments") == ["ours"] and without_gain(fewer, "miou") == []
+    for study in fewer.studies.values():
+        for record in study.runs["ppce"].values():
+            record["images"]["excess_fragments"] = [9]
+    assert without_gain(fewer, "fragments") == []
+
+
+def test_a_table_without_a_baseline_has_scores():
+    groups = fake_groups(dict(a={0: 3}, b={0: 3}))
+    for study in groups.studies.values():
+        del study.runs["ppce"]
+    assert groups.baseline() == "" and "| 53.0 |" in losses_table(groups).replace("  ", " ")
+
+
+def test_a_width_that_was_not_evaluated_is_no_score():
+    groups = fake_groups(dict(a={0: 3}, b={0: 3}))
+    groups.studies["a"].runs["ours"][0]["metrics"]["boundary_miou"] = [.5, .5]
+    found = differences(groups, "ppce", "ours", SCORES["boundary_5"])
+    assert list(found) == [("b", 0)] and len(differences(groups, "ppce", "ours", SCORES["boundary_2"])) == 2
+
+
 def test_the_weight_that_is_furthest_ahead_is_chosen():
     groups = fake_groups(dict(a={9: 1}), x_1=dict(a={9: 2}), x_3=dict(a={9: 2}), x_03=dict(a={9: -1}), y_1=dict(a={}))
     tried = weights_tried(groups)
@@ -421,7 +466,10 @@ def test_weights_of_the_study_are_those_that_were_chosen():
     tried, variants = read_groups("losses_tuning"), settings.read_study("losses")["variants"]
     for loss, rows in weights_tried(tried).items():
         assert variants[loss] == settings.read_study("losses_tuning")["variants"][best_weight(tried, rows)]
-    assert variants == settings.read_study("losses_short")["variants"]
+    short = settings.read_study("losses_short")["variants"]
+    assert variants == {row: given for row, given in short.items() if not row.endswith("_exact")}
+    resized = {row: given.pop("label_resize") for row, given in short.items() if row.endswith("_exact")}
+    assert resized and all(short[row] == short[row.removesuffix("_exact")] for row in resized)
 
 
 @pytest.mark.parametrize("values", [dict(a={}, b={}), dict(a={0: 1}, b={}), dict(a={0: 1, 1: 2}, b={1: 3})])

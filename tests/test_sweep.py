@@ -286,6 +286,7 @@ def test_interval_of_one_seed_is_the_paired_bootstrap():
     expected = paired_bootstrap(a, b, resamples=200)
     assert study.difference("x", "y", "miou") == pytest.approx([v.item() for v in expected["miou"]])
     assert study.difference("x", "y", "boundary", 2) == pytest.approx([v[1].item() for v in expected["boundary"]])
+    assert study.difference("x", "y", "boundary", 99) is None # a width that was not evaluated
     assert study.difference("x", "x", "miou") == (0, 0, 0) and study.difference("x", "z", "miou") is None
 
 
@@ -308,6 +309,17 @@ def test_interval_covers_the_truth_nineteen_times_in_twenty(seeds, of_images):
         assert mean.item() == pytest.approx(values.mean().item())
         covered += (low < 0 < high).item()
     assert .93 <= covered / trials <= .985
+
+
+@pytest.mark.parametrize("seeds, draws", [(2, 500), (3, 500), (3, 2000), (5, 2000)])
+def test_interval_over_seeds_is_students(seeds, draws):
+    "On images that change nothing, whatever the order of the draws"
+    from scipy import stats
+    values = torch.arange(seeds, dtype=torch.double)
+    half = stats.t.ppf(.975, seeds - 1) * values.std().item() / seeds ** .5
+    for seed in range(3):
+        mean, low, high = over_seeds_and_images(values, values.expand(draws, seeds), seed=seed)
+        assert (low.item(), high.item()) == pytest.approx((mean.item() - half, mean.item() + half), rel=.02)
 
 
 def test_claim_on_runs_that_diverged():
