@@ -264,7 +264,7 @@ def without_gain(
     baseline, found = groups.baseline(), []
     for row in groups.rows() if baseline else ():
         difference = over_pairs(differences(groups, baseline, row, SCORES[score]))
-        if row == baseline or not difference or difference.low is None:
+        if row == baseline or not difference or difference.low is None or difference.high is None:
             continue
         if min(SCORES[score].better * end for end in (difference.low, difference.high)) <= 0:
             found.append(row)

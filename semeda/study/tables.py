@@ -46,6 +46,7 @@ def recipe(
     size = f" at {config['image_size']}" if config["image_size"] else ""
     others = {name: other for name, other in found.items() if other is not study}
     precisions = dict.fromkeys(r["config"].get("precision", "32-true") for r in records)
+    resized = dict.fromkeys(r["config"]["label_resize"] for r in records)
     parts = [
         f"{config['dataset']}{size}",
         f"{record['val_images']} validation images",
@@ -53,6 +54,7 @@ def recipe(
         f"{config['iterations']} steps of {config['batch_size']} crops of {config['crop']}x{config['crop']}",
         f"lr {config['lr']}",
         *([] if list(precisions) == ["32-true"] else [f"precision {', '.join(precisions)}"]),
+        *([] if list(resized) == ["nearest-exact"] else [f"masks scaled by {', '.join(resized)}"]),
         f"initial weights {_start_of(record, others)}; {record['device']}",
         f"torch {record['versions']['torch']}",
         f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}",
