@@ -319,7 +319,8 @@ def test_interval_over_seeds_is_students(seeds, draws):
     half = stats.t.ppf(.975, seeds - 1) * values.std().item() / seeds ** .5
     for seed in range(3):
         mean, low, high = over_seeds_and_images(values, values.expand(draws, seeds), seed=seed)
-        assert (low.item(), high.item()) == pytest.approx((mean.item() - half, mean.item() + half), rel=.02)
+        ends = [mean.item() - half, mean.item() + half]
+        assert [low.item(), high.item()] == pytest.approx(ends, abs=.05 * half) # of 500 draws; of 2,000 it is .01
 
 
 def test_claim_on_runs_that_diverged():
