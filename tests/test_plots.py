@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from semeda import plots
 from semeda.core import InputError
 from semeda.data import scenes
 from semeda.edge_net import embeddings, exact_edge_net, one_hot
@@ -252,3 +253,23 @@ def test_make_figures_names_every_figure():
     done = subprocess.run(["make", "-n", "figures"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "nbs/paper/figure*.ipynb" in done.stdout
     assert [p.stem for p in FIGURES] == [f"figure{n}" for n in (1, 3, 4, 5, 6, 7)]
+
+
+def test_scores_of_ones_own_metrics_are_drawn_as_scores():
+    history = [dict(step=1, lr=.1, loss=2., ppce=1.), dict(step=2, lr=.1, loss=1., ppce=1., val_miou=.5, val_dice=.4)]
+    losses, scores = plots.plot_history(history).axes
+    assert [line.get_label() for line in losses.lines] == ["total", "PPCE"]
+    assert [line.get_label() for line in scores.lines] == ["mIoU", "val_dice"]
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_one_run_with_an_interval_is_enough_for_the_title(order):
+    curve = dict(widths=[1, 2], boundary_miou=[.5, .6], non_boundary_miou=[.5, .6])
+    ends = dict(boundary=([.4, .5], [.6, .7]), non_boundary=([.4, .5], [.6, .7]))
+    titles = [ax.get_title() for ax in plot_trimap_curves(dict.fromkeys(order, curve), dict(a=ends)).axes]
+    assert all("95% intervals" in title for title in titles)
+    assert not any("95%" in ax.get_title() for ax in plot_trimap_curves(dict(a=curve)).axes)
+
+
+def test_the_median_of_two_images_is_between_them():
+    assert "median +0.0, above 0 on 1 of 2 images" in plots._summary(torch.tensor([-5., 5., float("nan")]), 1)

@@ -12,6 +12,7 @@ import torch
 from semeda.core import InputError
 from semeda.loss_registry import TABLE1
 from semeda.metrics import paired_bootstrap
+from semeda.study import collect as collected
 from semeda.study import plan, settings
 from semeda.study import run as study_run
 from semeda.study.collect import collect, committed, pack, unpack
@@ -216,6 +217,16 @@ def test_result_of_another_configuration_is_refused(result, diverged, key, value
         plan.check_result(record, "tiny", path.stem, given)
         with pytest.raises(InputError, match=f"has {key} {value}; expected"):
             plan.check_result(record | dict(config=record["config"] | {key: value}), "tiny", path.stem, given)
+
+
+@pytest.mark.parametrize("changes, same", [
+    (dict(), True), (dict(min_area=20), False), (dict(split="train"), False), (dict(max_width=1), False),
+    (dict(void="label"), False), (dict(final_weights="1"), False),
+])
+def test_an_evaluation_of_other_settings_is_not_collected(tmp_path, changes, same):
+    wanted = dict(final_weights="0", max_width=3, void="ignore")
+    (tmp_path / "metrics.json").write_text(json.dumps(dict(config=wanted | changes)))
+    assert collected._is_of(tmp_path, wanted) == same
 
 
 def test_committed_results_are_what_their_names_say():
