@@ -244,7 +244,7 @@ def test_results_of_others(tmp_path, folder, name, text, told):
         Results(tmp_path / folder)
 
 
-RESULTS = ROOT / "results" / "losses_0016E5"
+RESULTS = ROOT / "results" / "losses_half_pixel_0016E5"
 
 
 def with_results(folder, changes, names=("ppce-s0", "lovasz-s0", "lovasz-s1", "ppce-s1")):
@@ -278,16 +278,17 @@ def test_results_that_cannot_be_compared_are_refused(tmp_path, name, change, tol
 
 def test_one_loss_in_a_row_of_all_groups(tmp_path):
     for drive in ("0006R0", "0016E5"):
-        (tmp_path / f"losses_{drive}").mkdir()
-        for path in (ROOT / "results" / f"losses_{drive}").glob("*-s1.json"):
+        (tmp_path / f"losses_half_pixel_{drive}").mkdir()
+        for path in (ROOT / "results" / f"losses_half_pixel_{drive}").glob("*-s1.json"):
             record = json.loads(path.read_text())
-            (tmp_path / f"losses_{drive}" / path.name).write_text(json.dumps(record))
-    assert read_groups("losses", tmp_path).rows()
-    record = json.loads((tmp_path / "losses_0016E5" / "ppce-s1.json").read_text())
+            (tmp_path / f"losses_half_pixel_{drive}" / path.name).write_text(json.dumps(record))
+    assert read_groups("losses_half_pixel", tmp_path).rows()
+    record = json.loads((tmp_path / "losses_half_pixel_0016E5" / "ppce-s1.json").read_text())
     record["config"]["loss"] = "smp.DiceLoss"
-    (tmp_path / "losses_0016E5" / "ppce-s1.json").write_text(json.dumps(record))
-    with pytest.raises(InputError, match="losses_0006R0/ppce-s1 and losses_0016E5/ppce-s1 differ in loss; expected"):
-        read_groups("losses", tmp_path)
+    (tmp_path / "losses_half_pixel_0016E5" / "ppce-s1.json").write_text(json.dumps(record))
+    told = "losses_half_pixel_0006R0/ppce-s1 and losses_half_pixel_0016E5/ppce-s1 differ in loss; expected"
+    with pytest.raises(InputError, match=told):
+        read_groups("losses_half_pixel", tmp_path)
 
 
 def test_labels_of_results_hold_no_html():

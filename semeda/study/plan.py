@@ -137,7 +137,8 @@ def _check_config(here, config, row, seed, given):
     for key in sorted(keys, key=lambda key: (key != "row", key)):
         value = os.path.basename(expected[key]) if key in FILES else expected[key]
         if found[key] != value:
-            raise InputError(f"{here} has {key} {found[key]}; expected {value}, as its name says")
+            why = "as the study says" if given else "as its name says"
+            raise InputError(f"{here} has {key} {found[key]}; expected {value}, {why}")
 
 # %% ../../nbs/71_study_plan.ipynb #1d4bc638
 # seconds a step, crop and batch on one core with the CPU preset's network: results/softening/training_*_s0.json
