@@ -19,7 +19,8 @@ from .step import CLASSES, PPCE, Step
 from .timing import MIB, parse, parser, peak_extra, regions, rows_of, show, take_turns, write
 
 MORE = ("smp.LovaszLoss+edge_iou", "smp.LovaszLoss+edge_iou(false_weight=2)",
-        "smp.LovaszLoss+trimap_lovasz") # combinations that the study of losses has
+        "smp.LovaszLoss+trimap_lovasz", # combinations that the study of losses has
+        "lovasz+trimap_lovasz") # what one begins with
 BACKBONES = ("resnet18", "resnet101")
 
 

@@ -80,84 +80,94 @@ def _one_minus_mean(ious, counted):
     return counted.any().to(total.dtype) - total
 
 # %% ../nbs/05_edge_iou.ipynb #cc72ad6b
-def _edge_pairs(labels, known, down, right):
-    "Flat numbers of the first and second pixels of the pairs of labelled pixels of two classes"
-    first, second = offset_pairs(labels, down, right)
-    known_first, known_second = offset_pairs(known, down, right)
-    at_first = torch.zeros(known.shape, dtype=torch.bool, device=known.device) # contiguous, whatever the labels are
-    offset_pairs(at_first, down, right)[0].copy_((first != second) & known_first & known_second)
-    numbers = at_first.view(-1).nonzero().squeeze(1)
-    return numbers, numbers + (down * labels.shape[-1] + right)
+def _label_edges(labels, known, reach):
+    "The label's edges, a direction each: flat numbers of the first pixels of the pairs, and the step to the second"
+    found = []
+    for down, right in offsets(reach):
+        first, second = offset_pairs(labels, down, right)
+        known_first, known_second = offset_pairs(known, down, right)
+        at_first = torch.zeros(known.shape, dtype=torch.bool, device=known.device)
+        offset_pairs(at_first, down, right)[0].copy_((first != second) & known_first & known_second)
+        found.append((at_first.view(-1).nonzero().squeeze(1), down * labels.shape[-1] + right))
+    return found
 
 # %% ../nbs/05_edge_iou.ipynb #862ce288
-def _falls(labels, known, reach, num_classes):
-    "From and to where a class's map should fall, numbers in maps of shape (B, C, H, W), and that class; all directions"
-    pairs = [_edge_pairs(labels, known, down, right) for down, right in offsets(reach)]
-    first, second = (torch.cat(numbers) for numbers in zip(*pairs))
-    classes = labels.reshape(-1).index_select(0, torch.cat([first, second]))
-    area = labels.shape[-2] * labels.shape[-1]
-    before = first.div(area, rounding_mode="floor") * ((num_classes - 1) * area) # maps of earlier images
-    first, second = first + before, second + before
-    map_of_class = classes * area
-    return torch.cat([first, second]) + map_of_class, torch.cat([second, first]) + map_of_class, classes
+def _edge_counts(labels, edges, num_classes):
+    "How many edges the label has of each class"
+    ends = torch.zeros(labels.numel(), dtype=torch.int8, device=labels.device)
+    for first, step in edges:
+        one = ends.new_ones(first.shape)
+        ends.index_add_(0, first, one).index_add_(0, first + step, one)
+    counts = torch.zeros(num_classes, dtype=torch.int64, device=labels.device)
+    return counts.index_add_(0, labels.reshape(-1), ends.long())
 
 # %% ../nbs/05_edge_iou.ipynb #2c32121b
-def _lengths_and_signs(p, known, reach, signs):
-    "Edge length of each class, eq. 2; adds the sign of each difference to `signs`, int8, shape of p"
-    total = p.new_zeros(p.shape[1])
-    all_known = p.device.type == "cpu" and bool(known.all())
+def _parts(*maps):
+    "The same few maps of one image from each argument of shape (B, C, ...)"
+    some = max(1, 2**18 // max(1, maps[0].shape[2] * maps[0].shape[3]))
+    for images in zip(*maps):
+        yield from zip(*(of_image.split(some) for of_image in images))
+
+def _add_length_signs(p, known, reach, signs):
+    "Add the sign of each difference of labelled pixels to `signs`, int8, shape of p"
     for down, right in offsets(reach):
-        first, second = offset_pairs(p, down, right)
-        difference = first - second
-        if not all_known:
-            known_first, known_second = offset_pairs(known.unsqueeze(1), down, right)
-            difference.mul_((known_first & known_second).to(p.dtype))
-        sign_first, sign_second = offset_pairs(signs, down, right)
-        sign = difference.sign().to(torch.int8)
-        sign_first.add_(sign)
-        sign_second.sub_(sign)
-        total += difference.abs_().sum(dim=(0, 2, 3))
-    return total
+        known_first, known_second = offset_pairs(known, down, right)
+        both = (known_first & known_second).to(torch.int8).unsqueeze(1).expand(-1, p.shape[1], -1, -1)
+        for maps, both_known, to in _parts(p, both, signs):
+            first, second = offset_pairs(maps, down, right)
+            sign = (first - second).sign_().to(torch.int8).mul_(both_known)
+            to_first, to_second = offset_pairs(to, down, right)
+            to_first.add_(sign)
+            to_second.sub_(sign)
 
 # %% ../nbs/05_edge_iou.ipynb #6e6da18d
-def _matches_and_signs(p, falls, signs):
-    "Matched length of each class; adds the sign of each matched fall to `signs`, int8, shape of p"
-    start, end, classes = falls
-    flat = p.reshape(-1)
-    fall = (flat.index_select(0, start) - flat.index_select(0, end)).clamp_(min=0)
-    sign = (fall > 0).to(torch.int8)
-    signs.view(-1).index_add_(0, start, sign).index_add_(0, end, -sign)
-    return p.new_zeros(p.shape[1]).index_add_(0, classes, fall)
+def _own_numbers(labels, num_classes):
+    "Flat number of each pixel in the map of its own class, of maps of shape (B, C, H, W)"
+    area = labels.shape[-2] * labels.shape[-1]
+    dtype = torch.int32 if len(labels) * num_classes * area < 2**31 else torch.int64
+    images, pixels = (torch.arange(n, dtype=dtype, device=labels.device) for n in (len(labels), area))
+    maps = images.view(-1, 1) * num_classes + labels.flatten(1).to(dtype)
+    return (maps * area + pixels).view(-1)
+
+def _add_match_signs(p, edges, own, signs):
+    "Add the sign of each fall of a class's map from its own pixel to the other one of a pair to `signs`"
+    flat, flat_signs = p.view(-1), signs.view(-1)
+    for first, step in edges:
+        for pixels, to_other in ((first, step), (first + step, -step)):
+            start = own.index_select(0, pixels)
+            end = start + to_other
+            fall = flat.index_select(0, start) - flat.index_select(0, end)
+            sign = fall.clamp_(min=0).sign_().to(torch.int8)
+            flat_signs.index_add_(0, start, sign).index_add_(0, end, -sign)
 
 # %% ../nbs/05_edge_iou.ipynb #8c2ee235
 class _EdgeSums(torch.autograd.Function):
-    "Edge lengths of the prediction, matched lengths and edge counts of the label, each of shape (reaches, C)"
+    "Edge lengths of the prediction and matched lengths, each of shape (reaches, C), of maps of contiguous memory"
     @staticmethod
-    def forward(ctx, p, labels, known, reaches):
-        lengths, matches, counts = (p.new_zeros(len(reaches), p.shape[1]) for _ in range(3))
+    def forward(ctx, p, labels, known, reaches, edges):
         signs = torch.zeros(2, len(reaches), *p.shape, dtype=torch.int8, device=p.device)
-        at_a_time = max(1, 2**20 // max(1, p.shape[2] * p.shape[3])) # maps that stay in the cache
+        sums = p.new_zeros(2, len(reaches), p.shape[1])
+        own = _own_numbers(labels, p.shape[1])
         for i, reach in enumerate(reaches):
-            falls = _falls(labels, known, reach, p.shape[1])
-            counts[i].index_add_(0, falls[2], torch.ones_like(falls[2], dtype=p.dtype))
-            matches[i] = _matches_and_signs(p, falls, signs[1, i])
-            for maps, of_maps, known_image in zip(p.split(1), signs[0, i].split(1), known.split(1)):
-                parts = zip(maps.split(at_a_time, dim=1), of_maps.split(at_a_time, dim=1))
-                lengths[i] += torch.cat([_lengths_and_signs(a, known_image, reach, sign) for a, sign in parts])
+            _add_length_signs(p, known, reach, signs[0, i])
+            _add_match_signs(p, edges[i], own, signs[1, i])
+            for of_signs, total in zip(signs[:, i], sums[:, i]):
+                for maps, sign, to in _parts(p, of_signs, total.expand(len(p), -1)):
+                    to += sign.to(p.dtype).mul_(maps).sum(dim=(1, 2))
         ctx.save_for_backward(signs)
-        ctx.mark_non_differentiable(counts)
-        return lengths, matches, counts
+        return sums[0], sums[1]
 
     @staticmethod
-    def backward(ctx, up_lengths, up_matches, _):
+    def backward(ctx, up_lengths, up_matches):
         if torch.is_grad_enabled():
             raise RuntimeError("the edge IoU loss is differentiable once; expected no create_graph=True")
         signs, = ctx.saved_tensors
         grad = torch.zeros(signs.shape[2:], dtype=up_lengths.dtype, device=signs.device)
         for up, of_reaches in zip((up_lengths, up_matches), signs):
-            for weight, sign in zip(up, of_reaches):
-                grad.addcmul_(sign.to(grad.dtype), weight.view(1, -1, 1, 1))
-        return grad, None, None, None
+            for weight, of_signs in zip(up, of_reaches):
+                for to, sign, by in _parts(grad, of_signs, weight.view(1, -1, 1, 1).expand(len(grad), -1, -1, -1)):
+                    to.addcmul_(sign.to(to.dtype), by)
+        return grad, None, None, None, None
 
 # %% ../nbs/05_edge_iou.ipynb #b661bc39
 def _checked_reaches(reaches):
@@ -166,6 +176,17 @@ def _checked_reaches(reaches):
     if not whole or not reaches or min(reaches) < 1:
         raise InputError(f"reaches is {reaches!r}; expected lengths in pixels, such as {REACHES}")
     return tuple(reaches)
+
+def _edge_sums(p, labels, known, reaches):
+    "Edge lengths, matched lengths and edge counts of the classes that have an edge, each of shape (reaches, classes)"
+    labels = labels.masked_fill(~known, 0).long()
+    edges = [_label_edges(labels, known, reach) for reach in reaches]
+    counts = torch.stack([_edge_counts(labels, of_reach, p.shape[1]) for of_reach in edges])
+    here = counts.any(dim=0)
+    if not here.all():
+        p, counts = (x.index_select(1, here.nonzero().squeeze(1)) for x in (p, counts))
+        labels = (here.cumsum(0) - 1)[labels] # a class's place among those
+    return *_EdgeSums.apply(p.contiguous(), labels, known, reaches, edges), counts
 
 def edge_iou(
     logits: Tensor, # Shape (B, C, H, W), floating point
@@ -180,7 +201,7 @@ def edge_iou(
         return edge_iou_by_definition(logits, labels, reaches, ignore_index, false_weight)
     logits, labels, void = checked(logits, labels, ignore_index)
     p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
-    lengths, matches, counts = _EdgeSums.apply(p, labels.long(), labels != void, reaches)
+    lengths, matches, counts = _edge_sums(p, labels, labels != void, reaches)
     union = lengths + counts - matches + (false_weight - 1) * (lengths - matches)
     ious = matches / union.clamp(min=1e-6)
     return _one_minus_mean(ious, counts > 0)
