@@ -104,7 +104,7 @@ class _RunSteps(_RunLog):
                     self._log(step, means, bar)
                     enough = validated and self._validate(step)
                     self.loggers.log(self.history[-1], step)
-                    if saved or enough:
+                    if saved or enough or (validated and self._since_best() == 0): # best.pt is never the newer one
                         self.save(step)
                     timer.lap()
                     if enough:

@@ -113,6 +113,18 @@ def test_best_weights_and_patience(tmp_path, monkeypatch):
     assert best.metrics["miou"] == .9 and load_run(run.folder).metrics["miou"] == .3
 
 
+def test_best_weights_are_of_a_step_that_a_resumed_run_has(tmp_path, monkeypatch):
+    "A run that was killed after its best validation goes on from there, not from a checkpoint before it"
+    scores = iter([.5, .9])
+    monkeypatch.setattr(Run, "_measure", lambda self: dict(miou=next(scores), boundary_miou=[.1]))
+    settings = SMALL | dict(iterations=12, val_every=2, checkpoint_every=12, loss="ppce", runs=str(tmp_path))
+    with pytest.raises(StopIteration):
+        train_run(None, **settings)
+    folder = next(tmp_path.glob("*/best.pt")).parent
+    steps = [read_run_checkpoint(folder / name)["step"] for name in ("best.pt", "checkpoint.pt")]
+    assert steps == [4, 4]
+
+
 def test_parameters_can_be_given_back(done, tmp_path, capsys):
     assert main([f"--config={done / 'run.yaml'}"]) == 0
     assert "finished already" in capsys.readouterr().out
