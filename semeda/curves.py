@@ -191,18 +191,17 @@ def trimap_scores(
 def plot_trimap_differences(
     differences: dict[str, dict], # Of each comparison: `boundary`, `non_boundary`, each value, low, high (W,) in 0..1
     band: str = "95% intervals over images", # What the intervals are, for the title
-) -> Figure: # Two panels with one scale
+) -> Figure: # Two panels
     "Paired differences of mIoU over the trimap width, with their intervals"
-    fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharey=True)
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for ax, key in zip(axes, ("boundary", "non_boundary")):
         ax.axhline(0, color="0.4", linewidth=.8)
         for i, (name, found) in enumerate(differences.items(), 1): # the first run is what the others are compared with
             value, low, high = (100 * np.asarray(v, dtype=float) for v in found[key])
             _draw_curve(ax, i, range(1, len(value) + 1), value, (low, high), name)
         _label_width_axis(ax, key, "difference of mIoU (points)", band)
+        if len(differences) > 1:
+            _name_lines(ax)
     if len(differences) == 1:
         fig.suptitle(*differences)
-    else:
-        for ax in axes: # once both have set the scale that they share
-            _name_lines(ax)
     return fig
