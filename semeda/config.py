@@ -17,7 +17,7 @@ from .core import InputError, import_own, known
 
 # %% ../nbs/44_config.ipynb #7253745e
 from .data import DATASETS, find_dataset
-from .deeplab import BACKBONES, BATCH_NORM, STYLES
+from .deeplab import BACKBONES, BATCH_NORM, STYLES, UPSAMPLING
 from .launchers import fabric_run_settings, launcher_world_size
 from .loggers import PACKAGES as LOGGERS
 from .loss_registry import TABLE1, check_lambdas, default_lambdas, has_edge_head, loss_choices
@@ -109,6 +109,8 @@ class _TrainingParameters(_NetworkParameters):
     label_resize: str = parameter(
         "nearest-exact", "how masks are scaled; nearest, of earlier versions, leaves them half a pixel off",
         ("nearest-exact", "nearest"))
+    upsampling: str = parameter(
+        "aligned", "of DeepLab's logits: each at its own pixel; stretched, as it was, is pixels off", UPSAMPLING)
     lr: float = parameter(None, "initial learning rate of the backbone", low=0, high=1e6)
     head_lr_factor: float = parameter(10., "the classifier's rate as a multiple of lr", low=0, high=1e6)
     momentum: float = parameter(.9, "of SGD", low=0, high=1)
@@ -152,7 +154,7 @@ class Config(_TrainingParameters):
 # %% ../nbs/44_config.ipynb #5bf7265e
 MAY_DIFFER = ("resume", "runs", "name", "workers", "data_root", "init_weights", "device", "devices", "num_nodes",
               "strategy", "overwrite", "logger", "plugins")
-BEFORE = dict(label_resize="nearest") # what a parameter was before it was one, where that is not its default
+BEFORE = dict(label_resize="nearest", upsampling="stretched") # what was, before there were parameters for it
 
 def completed(
     kept: dict[str, Any], # Parameters of a run of any version; an older one had fewer

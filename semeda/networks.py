@@ -179,7 +179,7 @@ def find_network(
 def build_network(
     name: str, # As for `find_network`
     num_classes: int, # C
-    **settings: Any, # `backbone`, `output_stride`, `layers`, `batch_norm`, `style`, `edge_head`
+    **settings: Any, # `backbone`, `output_stride`, `layers`, `batch_norm`, `style`, `edge_head`, `upsampling`
 ) -> nn.Module: # Images (B, 3, H, W) to logits (B, C, H, W)
     "Build a network with random weights"
     record = find_network(name)

@@ -114,7 +114,7 @@ class _RunParts(_RunInputs):
         return build_network(
             config.network, self.train_data.num_classes, backbone=config.backbone, layers=config.layers,
             output_stride=config.output_stride, batch_norm=config.batch_norm, style=config.style,
-            edge_head=has_edge_head(config.loss))
+            edge_head=has_edge_head(config.loss), upsampling=config.upsampling)
 
     def _read_initial_weights(self):
         "Put the given weights into the network; returns and tells what was found"

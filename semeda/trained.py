@@ -44,12 +44,16 @@ class TrainedNetwork:
         return self.settings.get("style") or "torchvision"
 
 # %% ../nbs/49_trained.ipynb #d2248908
-_BUILT_WITH = ("backbone", "output_stride", "layers", "batch_norm", "style")
+_BUILT_WITH = ("backbone", "output_stride", "layers", "batch_norm", "style", "upsampling")
 
 def _settings_of(config, tensors):
     "The parameters of a run that its network was built with"
     settings = {name: config[name] for name in _BUILT_WITH if config.get(name) is not None}
     return settings | dict(edge_head=any(key.startswith("edge_head.") for key in tensors))
+
+def _as_built(network, settings):
+    "Settings with what earlier versions did before there was one for it"
+    return (dict(upsampling="stretched") if network == "deeplab_v2" else {}) | settings
 
 def _size_of(text):
     "Width and height of a run's `image_size`, or None"
@@ -122,7 +126,8 @@ def _from_run(path, plugins):
     names, palette = saved.get("class_names"), saved.get("palette")
     if not names or not palette:
         names, palette = _names_and_colours(config.get("dataset"), _count_classes(tensors))
-    network, settings = config.get("network", "deeplab_v2"), _settings_of(config, tensors)
+    network = config.get("network", "deeplab_v2")
+    settings = _as_built(network, _settings_of(config, tensors))
     _check_code(network, plugins, f"run {folder}")
     net = _fill(build_network(network, len(names), **settings), tensors, f"checkpoint {path}")
     if path.name == "checkpoint.pt":
@@ -172,7 +177,8 @@ def _from_file(path, plugins):
         about = {key: json.loads(value) for key, value in header.items()}
         names, size = about["classes"], about["image_size"]
         palette = [tuple(colour) for colour in about["palette"]]
-        network, settings, crop = about["network"], about["settings"], about["crop"]
+        network, crop = about["network"], about["crop"]
+        settings = _as_built(network, about["settings"])
     except (KeyError, ValueError, TypeError):
         raise InputError(f"network {path} has the header entries {some(header)}; expected those of a file that "
                          "semeda-predict --export safetensors wrote") from None

@@ -68,3 +68,37 @@ def test_the_head_reads_what_the_last_block_writes(backbone, layers, channels):
         assert net(torch.empty(1, 3, 33, 33)).shape == (1, 3, 33, 33)
     first = [m for name, m in net.named_modules() if name.startswith("head") and isinstance(m, torch.nn.Conv2d)]
     assert first and all(conv.in_channels == channels for conv in first)
+
+
+@pytest.mark.parametrize("backbone, style, stride, layers", [
+    ("resnet18", "torchvision", 8, 2), ("resnet18", "torchvision", 4, 3), ("resnet18", "torchvision", 16, 2),
+    ("resnet50", "caffe", 8, 3)])
+@pytest.mark.parametrize("size", [(32, 32), (33, 41), (45, 60), (31, 29)])
+def test_logits_lie_at_the_pixels_that_they_were_computed_around(backbone, style, stride, layers, size):
+    "A pixel at a multiple of the stride has the logits of that feature alone; what is between is between"
+    net = DeepLabV2(3, backbone, stride, layers, style=style).eval()
+    x = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        features, logits = net.head(net.backbone(x)), net(x)
+    true = min(stride, 2 ** (layers + 1))
+    found = logits[..., ::true, ::true]
+    assert logits.shape[-2:] == size and net.stride == true
+    assert torch.allclose(found, features[..., :found.shape[-2], :found.shape[-1]], atol=1e-5)
+    assert logits.max() <= features.max() + 1e-5 and logits.min() >= features.min() - 1e-5
+
+
+def test_a_photograph_is_segmented_as_a_part_of_a_larger_one_is():
+    "Its last rows are no multiple of the stride, which moves no other row"
+    net = DeepLabV2(3, "resnet18", 8, 2).eval()
+    net.backbone = torch.nn.AvgPool2d(8, ceil_mode=True) # looks no further than its own pixels
+    net.head = torch.nn.Identity()
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        whole, part = net(x), net(x[..., :60, :]) # the last feature of the part is of 4 rows
+    assert torch.allclose(whole[..., :48, :], part[..., :48, :], atol=1e-6)
+    stretched = DeepLabV2(3, "resnet18", 8, 2, upsampling="stretched").eval()
+    stretched.backbone, stretched.head = net.backbone, net.head
+    with torch.no_grad():
+        assert (stretched(x)[..., :48, :] - stretched(x[..., :60, :])[..., :48, :]).abs().max() > .01
+    with pytest.raises(InputError, match="upsampling is 'centred'; choose from aligned, stretched"):
+        DeepLabV2(3, "resnet18", upsampling="centred")

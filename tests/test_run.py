@@ -227,9 +227,9 @@ def test_run_of_version_0_1(tmp_path, monkeypatch):
     old_run.write_inputs(tmp_path)
     shutil.copytree(ROOT / "tests" / "data" / "run_v1", tmp_path / "runs" / "run_v1")
     settings = old_run.SETTINGS | dict(data_root="photos", init_weights="initial.pth", runs="runs", name="run_v1")
-    with pytest.raises(InputError, match="label_resize nearest instead of nearest-exact"): # masks half a pixel off
+    with pytest.raises(InputError, match="label_resize nearest instead of nearest-exact; upsampling stretched"):
         train_run(None, **settings | dict(iterations=5), resume=True)
-    settings |= dict(label_resize="nearest")
+    settings |= dict(label_resize="nearest", upsampling="stretched")
     opened = load_run("runs/run_v1")
     assert opened.metrics["final_weights"] == "6c3fb210c3b0bc8c" and len(opened.history) == 3
     before = snapshot(tmp_path)

@@ -468,6 +468,9 @@ def test_weights_of_the_study_are_those_that_were_chosen():
     for loss, rows in weights_tried(tried).items():
         assert variants[loss] == settings.read_study("losses_tuning")["variants"][best_weight(tried, rows)]
     short = settings.read_study("losses_short")["variants"]
+    stretched = {row: variants.pop(row) for row in list(variants) if row.endswith("_stretched")}
+    assert stretched and all(given.pop("upsampling") == "stretched" for given in stretched.values())
+    assert all(given == variants[row.removesuffix("_stretched")] for row, given in stretched.items())
     assert variants == {row: given for row, given in short.items() if not row.endswith("_exact")}
     resized = {row: given.pop("label_resize") for row, given in short.items() if row.endswith("_exact")}
     assert resized and all(short[row] == short[row.removesuffix("_exact")] for row in resized)

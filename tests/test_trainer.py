@@ -110,7 +110,7 @@ def test_finished_run_can_be_opened(tmp_path, few_scenes):
     assert record["config"]["lr"] == run.config.lr and "resnet18" in json.dumps(record["config"])
 
 
-# Recorded from this code on one CPU, with masks as versions before label_resize scaled them; other processors round
+# Recorded from this code on one CPU, with masks and logits as versions before these parameters had them; others round
 # differently in the last digits.
 GOLDEN = dict(
     ppce=[1.826334, 0.747369, 1.439984], semeda=[1.886430, 0.780459, 1.473329], table1_11=[2.06672, 0.879747, 1.573059]
@@ -123,7 +123,7 @@ def test_golden_losses(tmp_path, monkeypatch, loss):
     monkeypatch.setattr("semeda.run_setup.load_data", lambda dataset, split, *_: scenes(split, count[split]))
     run = train_run(
         None, **{**SMALL, "iterations": 3}, **{"row" if loss in TABLE1 else "loss": loss}, runs=str(tmp_path),
-        label_resize="nearest",
+        label_resize="nearest", upsampling="stretched",
     )
     assert [row["loss"] for row in run.history] == pytest.approx(GOLDEN[loss], rel=2e-4)
 

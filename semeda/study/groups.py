@@ -124,8 +124,9 @@ class Groups:
             label = html.escape(loss_label(config["loss"], **settings), quote=False)
         except InputError: # of somebody else's package, which is not here
             label = row
-        resize, usual = (c.get("label_resize") for c in (config, self.config(self.baseline() or row)))
-        return label if resize == usual else f"{label}, masks scaled by {resize}"
+        usual = self.config(self.baseline() or row)
+        words = dict(label_resize="masks scaled by {}", upsampling="logits {}")
+        return ", ".join([label, *(w.format(config[k]) for k, w in words.items() if config.get(k) != usual.get(k))])
 
     def baseline(self) -> str:
         "The row that was trained with the loss of Table 1's first row; empty where it was not run"
