@@ -266,6 +266,14 @@ def _settings_of_row(row):
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
     return {k: v for k, v in settings.items() if v is not None and k != "reported"}
 
+def _with_row(given):
+    "Parameters with those of their row, which they must not contradict"
+    settings = _settings_of_row(given["row"])
+    for name, value in settings.items():
+        if name in given and given[name] != value:
+            raise InputError(f"row is {given['row']} but {name} is {given[name]}; expected {value} or no row")
+    return settings | given
+
 # %% ../nbs/44_config.ipynb #2b44061e
 def _apply_preset(config, given):
     "Fill in what the preset decides; returns what it set"
@@ -354,7 +362,7 @@ def resolve(
     given = {name: coerce(by_name[name], value) for name, value in given.items() if value is not None}
     import_plugins(given.get("plugins", ""))
     if given.get("row"):
-        given = _settings_of_row(given["row"]) | given
+        given = _with_row(given)
     given = fabric_run_settings() | given
     given = given | launcher_world_size(given)
     config = Config(**given)

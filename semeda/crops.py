@@ -55,6 +55,8 @@ def normalise(
     style: str = "torchvision", # "torchvision": RGB, 0-1, mean and std; "caffe": BGR, 0-255, mean only
 ) -> Any: # float32 image, and the label if one was given
     "Scale an image as the weights of a style expect it"
+    if image.dtype != torch.uint8 or image.ndim < 3 or image.shape[-3] != 3:
+        raise InputError(f"image is {image.dtype} of shape {tuple(image.shape)}; expected uint8 (..., 3, H, W)")
     from torchvision.transforms.v2 import functional as transforms
     if known("style", style, ("torchvision", "caffe")) == "caffe":
         image = transforms.to_dtype(image.flip(-3), torch.float32)

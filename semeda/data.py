@@ -85,6 +85,15 @@ def split_by_group(
     return [pair for pair, held_out in zip(pairs, chosen) if held_out == (split == "val")]
 
 # %% ../nbs/25_data.ipynb #20e8ba9a
+def _check_classes(labels: list[Tensor], void: int, where: Path):
+    "Refuse training masks in which there is nothing to tell apart"
+    found: set[int] = set().union(*(label.unique().tolist() for label in labels))
+    if len(found - {VOID}) < 2:
+        held = f"class {min(found - {VOID})}" if found - {VOID} else "no class"
+        also = f" and void, which is {void}" if VOID in found else ""
+        raise InputError(f"labels in {where} hold {held} alone{also}; expected two classes or more, numbered from 0: "
+                         "of masks of 0 and 255 store 1 in place of 255")
+
 def _read_split(
     name: str, # Of the dataset
     folders: dict[str, tuple[Path, Path]], # Split -> folder of images, folder of labels
@@ -105,6 +114,7 @@ def _read_split(
     else: pairs = match_files(*folders[split])
     read = partial(_read_checked, num_classes=len(class_names), void=void, size=size)
     images, labels = _read_pairs(pairs, read, progress)
+    if split == "train": _check_classes(labels, void, pairs[0][1].parent)
     return make_split(name, images, labels, class_names, palette, [image.name for image, _ in pairs])
 
 # %% ../nbs/25_data.ipynb #b42b8d12

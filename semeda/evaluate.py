@@ -11,7 +11,7 @@ import csv
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -110,9 +110,11 @@ def _own_data(run_folder: str | Path, changes: dict) -> tuple[Any, Callable, dic
     about = dict(dataset=run.config.dataset, void=run.config.void, final_weights=run.metrics["final_weights"])
     return run.val_data, lambda i: run.predict(run.val_data.images[i]).cpu(), about
 
-def _other_data(run_folder: str | Path, split: str, dataset: str, data_root: str) -> tuple[Any, Callable, dict]:
+def _other_data(
+    run_folder: str | Path, split: str, dataset: str, data_root: str, plugins: Sequence[str],
+) -> tuple[Any, Callable, dict]:
     "Other data for a run's network, what predicts its image of a number, and what the run was"
-    network = load_network(run_folder, "cuda" if torch.cuda.is_available() else "cpu")
+    network = load_network(run_folder, "cuda" if torch.cuda.is_available() else "cpu", plugins)
     folder = Path(run_folder).expanduser()
     config, weights = read_json(folder/"config.json")["config"], read_json(folder/"metrics.json")["final_weights"]
     given: dict[str, Any] = dict(data_root=data_root, size=network.image_size)
@@ -139,6 +141,7 @@ def evaluate_run(
     split: str = "", # Of the data; empty: the run's validation data
     dataset: str = "", # Another dataset of the same classes; empty: the run's
     min_area: int = 0, # Pieces of the predictions of fewer pixels join their neighbours, see `sieve`
+    plugins: Sequence[str] = (), # Modules of yours that the network is built by
     **changes: Any, # Parameters of the run to change, such as `data_root` on another machine
 ) -> dict: # What metrics.json holds
     "Evaluate a finished run on its validation split, or on other data"
@@ -146,7 +149,7 @@ def evaluate_run(
     further = {}
     if split or dataset:
         further = dict(split=split or "val", data_root=str(changes.get("data_root", "")))
-        data, predict, about = _other_data(run_folder, split, dataset, further["data_root"])
+        data, predict, about = _other_data(run_folder, split, dataset, further["data_root"], plugins)
     else:
         data, predict, about = _own_data(run_folder, changes)
     config = dict(run=str(run_folder), final_weights=about["final_weights"], dataset=about["dataset"],
@@ -318,7 +321,8 @@ def _import_plugins(names: str):
 def _evaluate_as_asked(args: Namespace) -> dict:
     "Evaluate what the arguments say"
     if args.run:
-        given = _options(args, FOR_RUNS) | dict(min_area=args.min_area)
+        plugins = [name.strip() for name in (args.plugin or "").split(",") if name.strip()]
+        given = _options(args, FOR_RUNS) | dict(min_area=args.min_area, plugins=plugins)
         return evaluate_run(args.run, args.out, args.max_width, args.void, **given)
     given = _options(args, FOR_FOLDERS) | dict(min_area=args.min_area)
     given["num_classes"] = given.pop("classes")
@@ -329,9 +333,9 @@ def _run_evaluation(args: Namespace):
     _check_options(args)
     _import_plugins(args.plugin or "")
     metrics = _evaluate_as_asked(args)
-    print(f"{args.out}: {metrics['images']} images, mIoU {percent(metrics['miou'], 2)}, "
-          f"boundary mIoU at width 1 {percent(metrics['boundary_miou'][0], 2)}, "
-          f"Boundary IoU {percent(metrics['boundary_iou'], 2)}")
+    print(f"{args.out}: {metrics['images']} images, mIoU {percent(metrics['miou'], 2) or 'none'}, "
+          f"boundary mIoU at width 1 {percent(metrics['boundary_miou'][0], 2) or 'none'}, "
+          f"Boundary IoU {percent(metrics['boundary_iou'], 2) or 'none'}")
 
 # %% ../nbs/38_scoring.ipynb #5df7998d
 def _compare_parser() -> Arguments:

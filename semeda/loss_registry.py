@@ -254,8 +254,13 @@ def check_lambdas(
     lambdas: list[float], # Three weights
 ):
     "Raise `InputError` for weights of layers that the loss does not take"
-    if any(lambdas[parse_loss(expression).parts[0].record.layers:]):
+    parts = parse_loss(expression).parts
+    if any(lambdas[parts[0].record.layers:]):
         raise InputError(f"lambdas is {lambdas}; expected lambda1,0,0 for {expression}")
+    takes = {name for part in parts for name in _takes(part.record.build)}
+    if parts[1:] and not takes & {"lambdas", "*"} and list(lambdas) != list(parts[0].record.lambdas):
+        raise InputError(f"lambdas is {lambdas}, which {expression} does not take; expected its own arguments, as in "
+                         f"{parts[-1].record.name}(weight=2)")
 
 # %% ../nbs/12_loss_registry.ipynb #f2f3a288
 def split_loss(

@@ -45,10 +45,10 @@ def upright(
     try: return ImageOps.exif_transpose(image)
     except Exception: return image # damaged metadata is no reason to refuse an image that can be read
 
-def _lies(file: Image.Image) -> bool:
-    "Whether width and height change places when an image is turned upright"
-    try: return file.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    except Exception: return False
+def _orientation(file: Image.Image) -> int:
+    "How an image is turned, 1 to 8, by what the camera noted; 1: it stands upright"
+    try: return int(file.getexif().get(0x0112, 1))
+    except Exception: return 1
 
 def _raw_modes(file: Image.Image) -> list[str]:
     "How the pixels are stored, in the words of Pillow's decoders"
@@ -66,7 +66,7 @@ def stored_size(
         return width, height
     with _opened(path, what) as file:
         width, height = file.size
-        return (height, width) if _lies(file) else (width, height)
+        return (height, width) if _orientation(file) in (5, 6, 7, 8) else (width, height)
 
 # %% ../nbs/20_reading.ipynb #f7a8b902
 def check_bits(
@@ -170,6 +170,7 @@ def read_numbers(
         return (numbers if size is None else _resized_numbers(numbers, size)).astype(np.int64)
     with _opened(path, what, LABEL_FORMATS) as file:
         step = _grey_step(file)
+        if _orientation(file) != 1: file = upright(file) # as its photo is turned
         one_channel = file.mode in MODES
         if not (one_channel or (file.mode == "RGB" and (colours or equal_channels))):
             raise InputError(
@@ -267,7 +268,7 @@ def read_label(
     return torch.from_numpy(np.where(is_void, VOID, numbers).astype(np.uint8))
 
 # %% ../nbs/20_reading.ipynb #69608884
-IMAGE_FILES = (".png", ".jpg", ".jpeg")
+IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 LABEL_FILES = (".png",)
 
 def files_by_name(
@@ -280,6 +281,7 @@ def files_by_name(
     folder = Path(folder)
     found: dict[str, Path] = {}
     for file in sorted(folder.rglob("*") if recursive else folder.iterdir()):
+        if any(part.startswith(".") for part in file.relative_to(folder).parts): continue # hidden, such as ._a.png
         if file.suffix.lower() not in endings or not file.stem.endswith(suffix) or not file.is_file(): continue
         name = str(file.relative_to(folder).with_name(file.stem.removesuffix(suffix)))
         if name in found:

@@ -278,9 +278,16 @@ def _given(argv):
     given, unknown = _Parser().parse_known_args(argv)
     if unknown:
         raise InputError(f"unknown parameter {unknown[0]!r}; choose from {', '.join(f.name for f in fields(Config))}")
-    given = vars(given)
-    file = given.pop("config")
-    return (read_settings(file) if file else {}) | {k: v for k, v in given.items() if v is not None}
+    given = {name: value for name, value in vars(given).items() if value is not None}
+    file = given.pop("config", None)
+    kept = read_settings(file) if file else {}
+    return {name: value for name, value in kept.items() if name not in _decided_by(given)} | given
+
+def _decided_by(given):
+    "The parameters of a file that a row, a loss or a preset of the command line decides instead"
+    names = {"row", "loss", "lambdas", "relu"} if "row" in given else set()
+    names |= {"row", "lambdas"} if "loss" in given else set()
+    return names | set(PRESETS.get(given.get("preset"), ()))
 
 # %% ../nbs/48_trainer.ipynb #01e6cdb9
 def _score_line(folder, metrics):

@@ -175,7 +175,7 @@ def reference(state, key, head, x):
             x = (unit(y, (layer, block, 3)) + (unit(x, (layer, 0, 0), stride) if block == 0 else x)).relu()
     branches = [(state[f"{head(i)}.weight"], state[f"{head(i)}.bias"], 1, r, r) for i, r in enumerate((6, 12, 18, 24))]
     x = sum(F.conv2d(x, *branch) for branch in branches)
-    return F.interpolate(x, size, mode="bilinear", align_corners=False)
+    return F.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
 @pytest.fixture(scope="module")

@@ -129,7 +129,9 @@ def test_caffe_images_are_bgr_without_scale():
     (lambda: RandomScale(.5, float("inf")), "scale_max is inf; expected a finite number"),
     (lambda: RandomScale(0, 1), "scale_min is 0; expected at least 0.01"),
     (lambda: RandomScale(1, 1, "linear"), "label_resize is 'linear'; choose from nearest-exact, nearest"),
-    (lambda: normalise(torch.zeros(3, 2, 2), style="Caffe"), "style is 'Caffe'; choose from torchvision, caffe"),
+    (lambda: normalise(torch.zeros(3, 2, 2).byte(), style="Caffe"), "style is 'Caffe'; choose from torchvision, caffe"),
+    (lambda: normalise(torch.zeros(3, 2, 2)), "image is torch.float32 of shape (3, 2, 2); expected uint8 (..., 3, H"),
+    (lambda: normalise(torch.zeros(2, 2, 3).byte()), "of shape (2, 2, 3); expected uint8 (..., 3, H, W)"),
     (lambda: RandomScale(2, 1), "scale_min is 2; expected at most scale_max, 1"),
 ])
 def test_bad_arguments(make, words):

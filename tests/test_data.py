@@ -394,7 +394,7 @@ def test_val_group_of_all_and_of_names_in_both(tmp_path):
 def test_val_group_of_a_folder_dataset(tmp_path):
     for split, name in (("train", "x-1"), ("val", "y-1")):
         save(tmp_path / split / "images" / f"{name}.jpg", np.zeros((4, 5, 3), np.uint8))
-        save(tmp_path / split / "labels" / f"{name}.png", np.zeros((4, 5), np.uint8))
+        save(tmp_path / split / "labels" / f"{name}.png", np.eye(4, 5, dtype=np.uint8))
     for split, expected in (("train", "y-1.jpg"), ("val", "x-1.jpg")):
         assert load_data("folder", split, str(tmp_path), num_classes=2, val_group="x").files == [expected]
 
@@ -439,8 +439,22 @@ def test_one_split_is_enough_for_a_group(tmp_path):
     for kind in ("images", "labels"):
         (tmp_path / "train" / kind).mkdir(parents=True)
         for name in ("a1", "a2", "b1"):
-            Image.new("RGB" if kind == "images" else "L", (8, 8)).save(tmp_path / "train" / kind / f"{name}.png")
+            save(tmp_path / "train" / kind / f"{name}.png", np.eye(8, dtype=np.uint8))
     found = {split: load_data("folder", split, tmp_path, 2, val_group="b").files for split in ("train", "val")}
     assert found == dict(train=["a1.png", "a2.png"], val=["b1.png"])
     with pytest.raises(InputError, match="data_root has no folder .*val"):
         load_data("folder", "val", tmp_path, 2)
+
+
+@pytest.mark.parametrize("values, told", [
+    ((0, 255), "hold class 0 alone and void, which is 255; expected two classes or more, numbered from 0"),
+    ((255, 255), "hold no class alone and void, which is 255"),
+    ((1, 1), "hold class 1 alone; expected two classes"),
+])
+def test_masks_with_nothing_to_tell_apart_are_refused(tmp_path, values, told):
+    "Such as masks of 0 and 255, where the object would be void"
+    for kind, pixels in (("images", values), ("labels", values)):
+        (tmp_path / "train" / kind).mkdir(parents=True)
+        Image.fromarray(np.array([pixels], np.uint8)).save(tmp_path / "train" / kind / "a.png")
+    with pytest.raises(InputError, match=told):
+        load_data("folder", "train", tmp_path, num_classes=2)

@@ -299,7 +299,16 @@ def test_a_photo_is_not_taken_for_the_mask_of_another(run, photos, tmp_path, cap
         Image.open(photos / "a.png").save(tmp_path / name)
     before = snapshot(tmp_path)
     assert main([str(run), str(tmp_path / "one.png"), str(tmp_path / "two.png")]) == 2
-    assert "two.png is there and no mask; expected another file, or a folder for se" in capsys.readouterr().err
+    assert "two.png is there and no mask of semeda-predict; expected another folder or" in capsys.readouterr().err
+    Image.open(photos / "a.png").quantize(4).save(tmp_path / "two.png") # a label, as it may be
+    (tmp_path / "labels").mkdir()
+    shutil.copy(tmp_path / "two.png", tmp_path / "labels" / "one.png")
+    before = snapshot(tmp_path)
+    assert main([str(run), str(tmp_path / "one.png"), str(tmp_path / "two.png")]) == 2
+    assert main([str(run), str(tmp_path / "one.png"), str(tmp_path / "labels")]) == 2
+    assert "one.png is there and no mask of semeda-predict" in capsys.readouterr().err
+    assert main([str(run), str(tmp_path / "one.png"), str(tmp_path / "three.jpg")]) == 2
+    assert "three.jpg ends in .jpg; expected a folder, or a .png for a single photo" in capsys.readouterr().err
     assert snapshot(tmp_path) == before
     for _ in range(2): # a mask of an earlier call is written anew
         assert main([str(run), str(tmp_path / "one.png"), str(tmp_path / "mask.png")]) == 0

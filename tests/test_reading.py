@@ -312,6 +312,38 @@ def test_a_mask_without_its_photograph_is_refused(tmp_path):
         (tmp_path / kind).mkdir()
         for name in ("a", "b"):
             Image.new("L", (4, 4)).save(tmp_path / kind / f"{name}.png")
-    (tmp_path / "images" / "b.png").rename(tmp_path / "images" / "b.tif")
+    (tmp_path / "images" / "b.png").rename(tmp_path / "images" / "b.gif")
     with pytest.raises(InputError, match="label .*b.png has no image; expected .*b with one of the endings .png, .jpg"):
         match_files(tmp_path / "images", tmp_path / "labels")
+
+
+def test_hidden_files_are_no_photographs(tmp_path):
+    "Such as those that macOS leaves on other disks, and those of Jupyter"
+    for kind in ("images", "labels"):
+        (tmp_path / kind / ".ipynb_checkpoints").mkdir(parents=True)
+        Image.new("L", (4, 4)).save(tmp_path / kind / "a.png")
+        for name in ("._a.png", ".hidden.png", ".ipynb_checkpoints/b.png"):
+            (tmp_path / kind / name).write_bytes(b"no image")
+    for recursive in (False, True):
+        pairs = match_files(tmp_path / "images", tmp_path / "labels", recursive=recursive)
+        assert [image.name for image, _ in pairs] == ["a.png"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "P", "I;16"])
+def test_a_mask_is_turned_as_its_photograph_is(tmp_path, orientation, mode):
+    pixels = np.zeros((6, 9), np.uint8)
+    pixels[:2, 5:] = 1
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(255 * pixels).convert("RGB").save(tmp_path / "photo.png", exif=exif)
+    mask = Image.fromarray(pixels.astype(np.uint16) if mode == "I;16" else pixels)
+    if mode == "P":
+        mask.putpalette([0, 0, 0, 255, 0, 0])
+    mask.save(tmp_path / "mask.png", exif=exif)
+    for size in (None, (6, 9), (9, 6)):
+        photo, label = read_image(tmp_path / "photo.png", size), read_label(tmp_path / "mask.png", 2, size=size)
+        assert photo.shape[1:] == label.shape
+        if size is None or size == tuple(label.shape[::-1]) == stored_size(tmp_path / "mask.png"):
+            assert torch.equal(photo[0] // 255, label)
+    assert stored_size(tmp_path / "mask.png") == stored_size(tmp_path / "photo.png")

@@ -494,3 +494,26 @@ def test_a_stopped_run_does_not_start_anew_unasked(copied, capsys):
     assert "holds this run up to a checkpoint; expected resume" in refused(capsys, arguments(copied))
     assert snapshot(copied) == before
     assert main(arguments(copied, "--resume")) == 0 and run_state(copied) == "finished"
+
+
+@pytest.mark.parametrize("given, expected", [
+    (["--row=table1_11"], dict(row="table1_11", loss="semeda", lambdas=[0., 1., 0.])),
+    (["--loss=semeda"], dict(row="", loss="semeda", lambdas=[0., .25, 0.])),
+    (["--loss=semeda", "--lambdas=1,0,0"], dict(loss="semeda", lambdas=[1., 0., 0.])),
+    (["--preset=paper_voc"], dict(preset="paper_voc", backbone="resnet101", crop=321, loss="lovasz", momentum=.8)),
+    (["--lr=.5"], dict(loss="lovasz", lr=.5, crop=24)),
+])
+def test_the_command_line_goes_before_a_file(tmp_path, given, expected):
+    "With all that a row, a loss or a preset decides"
+    from semeda.settings import write_settings
+    from semeda.trainer import _given, resolve
+    write_settings(tmp_path / "run.yaml", resolve(loss="lovasz", crop=24, momentum=.8)[0])
+    config = resolve(**_given([f"--config={tmp_path / 'run.yaml'}", *given]))[0]
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_a_row_is_trained_with_its_own_loss(capsys):
+    assert "row is table1_11 but loss is lovasz; expected semeda or no row" in refused(
+        capsys, ["--row=table1_11", "--loss=lovasz"])
+    assert "lambdas is [5.0, 0.0, 0.0], which lovasz does not take; expected its own arguments, as in lovasz(weig" in (
+        refused(capsys, ["--loss=lovasz", "--lambdas=5,0,0"]))
