@@ -114,7 +114,7 @@ class TrainingCrops(Dataset):
         labels: str = "nearest-exact", # See `RandomScale`
     ):
         self.data, self.count, self.seed = data, count, seed
-        self.transform = training_transform(crop, scale, style, labels)
+        self.transform, self.style = training_transform(crop, scale, style, labels), style
 
     def __len__(self) -> int: return self.count
 

@@ -66,9 +66,11 @@ def photo_of(
     "An image in the layout of a picture"
     return np.asarray(image.permute(1, 2, 0))
 
-def _photo_of_crop(crop):
+def _photo_of_crop(crop, style):
     "The picture that a normalised crop was made of"
-    from semeda.data import IMAGENET_MEAN, IMAGENET_STD
+    from semeda.data import CAFFE_MEAN, IMAGENET_MEAN, IMAGENET_STD
+    if style == "caffe":
+        return photo_of((crop + torch.tensor(CAFFE_MEAN).view(3, 1, 1)).flip(0).round().clamp(0, 255).byte())
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return photo_of((255 * (crop * std + mean)).clamp(0, 255).byte())
 
@@ -79,7 +81,7 @@ def plot_crops(
 ) -> Figure: # A row for images, labels and edge maps
     "Training crops with their label masks and edge maps"
     images, labels = zip(*[crops[k] for k in indices])
-    rows = [[_photo_of_crop(image) for image in images],
+    rows = [[_photo_of_crop(image, crops.style) for image in images],
             [colorize(label, crops.data.palette) for label in labels],
             [colorize(edge_map(label), EDGE_COLOURS) for label in labels]]
     names = ["image", "label", "edge map E*"]

@@ -19,6 +19,7 @@ from .core import InputError
 from .crops import normalise
 from .reading import check_bits, read_image, upright
 from .sieve import sieve
+from .trained import TrainedNetwork
 
 # %% ../nbs/51_segment.ipynb #a2a5579f
 def read_photo(
@@ -148,7 +149,7 @@ def predict_tiles(
 
 # %% ../nbs/51_segment.ipynb #d0f04389
 def predict_image(
-    net: nn.Module, # Normalised images (B, 3, H, W) to logits (B, C, H, W)
+    net: nn.Module | TrainedNetwork, # Images to logits, both (B, ., H, W); a `TrainedNetwork` knows `style` and `size`
     image: str | Path | np.ndarray | Tensor | Image.Image, # As for `as_photo`
     style: str = "torchvision", # How images are scaled, as in training
     size: tuple[int, int] | None = None, # Width and height that the network sees; None: the photo's own
@@ -156,6 +157,8 @@ def predict_image(
     min_area: int = 0, # Pieces of fewer pixels of the mask join their neighbours, see `sieve`
 ) -> Tensor: # uint8, shape (H, W): class numbers, on the network's device
     "Segment one photo; the mask has its size"
+    if isinstance(net, TrainedNetwork):
+        net, style, size = net.net, net.style, size or net.image_size
     photo = as_photo(image)
     mask = predict_tiles(net, photo, tile, style) if tile else predict_images(net, [photo], style, size)[0]
     return sieve(mask, min_area) if min_area else mask

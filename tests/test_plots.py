@@ -273,3 +273,12 @@ def test_one_run_with_an_interval_is_enough_for_the_title(order):
 
 def test_the_median_of_two_images_is_between_them():
     assert "median +0.0, above 0 on 1 of 2 images" in plots._summary(torch.tensor([-5., 5., float("nan")]), 1)
+
+
+@pytest.mark.parametrize("style", ["torchvision", "caffe"])
+def test_crops_are_drawn_in_the_colours_of_the_photograph(style):
+    from semeda.crops import normalise
+    from semeda.plots import _photo_of_crop
+    image = torch.tensor([200, 60, 30], dtype=torch.uint8).view(3, 1, 1).expand(3, 4, 4)
+    drawn = _photo_of_crop(normalise(image, style=style), style)
+    assert abs(np.asarray(drawn).astype(int)[0, 0] - [200, 60, 30]).max() <= 1

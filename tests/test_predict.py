@@ -466,3 +466,11 @@ def test_the_help_says_it_once(capsys):
         main(["--help"])
     shown = capsys.readouterr().out
     assert e.value.code == 0 and shown.count("--tile [N]") == 1 and "semeda-predict RUN FILE --export FORMAT" in shown
+
+
+def test_a_trained_network_segments_a_photograph_as_it_was_trained(run, photos):
+    "With its own style and size"
+    network = load_network(run)
+    network.settings["style"], network.image_size = "caffe", (40, 32)
+    expected = predict_image(network.net, photos / "a.png", "caffe", (40, 32))
+    assert torch.equal(predict_image(network, photos / "a.png"), expected)

@@ -461,6 +461,8 @@ def test_table_of_weights():
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in weights_table(groups).splitlines()[:3]]
     assert cells[0] == ["", "weight 0.3", "weight 1", "weight 3"]
     assert cells[2] == ["PPCE + Dice", "52.0 / 52.0", "**53.0 / 53.0**", "diverged"]
+    groups.studies["a"].runs["x_3"] = {0: groups.studies["a"].runs["x_1"][9]} # of two runs, the easier one is left
+    assert "diverged" in weights_table(groups).splitlines()[2]
 
 
 def test_weights_of_the_study_are_those_that_were_chosen():

@@ -210,7 +210,9 @@ def best_weight(
     return max(rows, key=lambda row: sum(_both(groups, row) or [-math.inf]))
 
 def _both(groups, row):
-    "Mean mIoU and boundary mIoU of a row, in points; empty where all its runs diverged"
+    "Mean mIoU and boundary mIoU of a row, in points; empty where a run diverged, since the others may be easier"
+    if any(row in study.diverged for study in groups.studies.values()):
+        return []
     values = [values_of(groups, row, SCORES[score]).values() for score in ("miou", "boundary_2")]
     return [100 * statistics.mean(of_runs) for of_runs in values if of_runs]
 
