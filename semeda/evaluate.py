@@ -333,6 +333,10 @@ def _run_evaluation(args: Namespace):
     _check_options(args)
     _import_plugins(args.plugin or "")
     metrics = _evaluate_as_asked(args)
+    labelled = load_counts(args.out)[0].sum(dim=(0, 1))[1] # pixels of each class
+    if (labelled > 0).sum() < 2 and len(labelled) > 1:
+        print("semeda-evaluate: the labels hold no two classes, so the scores tell little; for masks of 0 and 255 give "
+              "--label-map and --pred-map a file with the lines '0 0' and '255 1'", file=sys.stderr)
     print(f"{args.out}: {metrics['images']} images, mIoU {percent(metrics['miou'], 2) or 'none'}, "
           f"boundary mIoU at width 1 {percent(metrics['boundary_miou'][0], 2) or 'none'}, "
           f"Boundary IoU {percent(metrics['boundary_iou'], 2) or 'none'}")

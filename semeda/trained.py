@@ -145,8 +145,10 @@ def describe(
     caffe = network.style == "caffe"
     pixels = dict(channels="BGR" if caffe else "RGB", mean=CAFFE_MEAN if caffe else [255 * m for m in IMAGENET_MEAN],
                   std=[1, 1, 1] if caffe else [255 * s for s in IMAGENET_STD])
+    upsampling = getattr(network.net, "upsampling", None)
+    settings = network.settings | (dict(upsampling=upsampling) if upsampling else {})
     return dict(format=FORMAT, classes=network.class_names, palette=network.palette, style=network.style, **pixels,
-                image_size=network.image_size, crop=network.crop, network=network.network, settings=network.settings)
+                image_size=network.image_size, crop=network.crop, network=network.network, settings=settings)
 
 def _prefix(net):
     "What the names of a network's tensors begin with here and not in its file"

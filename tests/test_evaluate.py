@@ -778,3 +778,21 @@ def test_real_labels_of_camvid(tmp_path):
             Image.fromarray(picture.astype(np.uint8)).save(tmp_path / folder / Path(name).name)
     metrics = quiet(tmp_path / "pred", tmp_path / "label", 11, tmp_path / "out", ignore_index=11)
     assert metrics["boundary_miou"][0] < metrics["miou"] < 1 and len(rows_of(tmp_path / "out")) == 6
+
+
+def test_masks_of_0_and_255_are_told(tmp_path, capsys):
+    "255 is void, so that the object is not scored; a map makes a class of it"
+    for kind in ("pred", "label"):
+        (tmp_path / kind).mkdir()
+        pixels = np.zeros((6, 8), np.uint8)
+        pixels[2:, 3:] = 255
+        Image.fromarray(pixels).save(tmp_path / kind / "a.png")
+    (tmp_path / "map.txt").write_text("0 0\n255 1\n")
+    given = [f"--pred={tmp_path / 'pred'}", f"--label={tmp_path / 'label'}", "--classes=2", "--max-width=2"]
+    assert main([*given, f"--out={tmp_path / 'one'}"]) == 0
+    told = capsys.readouterr()
+    assert "hold no two classes" in told.err and "boundary mIoU at width 1 none" in told.out
+    maps = [f"--{name}-map={tmp_path / 'map.txt'}" for name in ("label", "pred")]
+    assert main([*given, *maps, f"--out={tmp_path / 'two'}"]) == 0
+    told = capsys.readouterr()
+    assert "hold no two classes" not in told.err and "mIoU 100.00" in told.out

@@ -474,3 +474,15 @@ def test_a_trained_network_segments_a_photograph_as_it_was_trained(run, photos):
     network.settings["style"], network.image_size = "caffe", (40, 32)
     expected = predict_image(network.net, photos / "a.png", "caffe", (40, 32))
     assert torch.equal(predict_image(network, photos / "a.png"), expected)
+
+
+@pytest.mark.parametrize("upsampling", ["aligned", "stretched"])
+def test_a_network_is_read_with_the_upsampling_that_it_was_written_with(tmp_path, upsampling):
+    "Also where its settings say nothing of it; a file of an earlier version was stretched"
+    settings = dict(backbone="resnet18", layers=2, output_stride=8)
+    net = build_network("deeplab_v2", 3, upsampling=upsampling, **settings).eval()
+    network = TrainedNetwork(net, ["a", "b", "c"], [(0, 0, 0)] * 3, settings=settings)
+    save_network(network, tmp_path / "net.safetensors")
+    x = torch.randn(1, 3, 36, 44)
+    with torch.no_grad():
+        assert torch.equal(load_network(tmp_path / "net.safetensors").net(x), net(x))
