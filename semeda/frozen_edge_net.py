@@ -31,7 +31,10 @@ def _masks_of_folder(folder, num_classes, void):
 
 def _one_mask(mask, name):
     "A mask as an integer tensor of shape (H, W)"
-    mask = mask if isinstance(mask, Tensor) else torch.as_tensor(mask)
+    try:
+        mask = mask if isinstance(mask, Tensor) else torch.as_tensor(mask)
+    except (TypeError, ValueError, RuntimeError): # such as a path
+        raise InputError(f"{name} is a {type(mask).__name__}; expected integers, (H, W), or a folder for all") from None
     if mask.dim() == 3 and len(mask) == 1:
         mask = mask[0]
     if mask.dim() != 2 or mask.is_floating_point() or mask.dtype == torch.bool:
@@ -46,6 +49,8 @@ def checked_masks(
 ) -> list[Tensor]: # Integer masks, each of shape (H, W)
     "Label masks to train an Edge net on; raises `InputError`"
     if isinstance(masks, (str, os.PathLike)):
+        if not os.path.isdir(masks):
+            raise InputError(f"masks {str(masks)!r} is no folder; expected one of label images, or masks")
         return checked_masks(_masks_of_folder(masks, num_classes, -1 if ignore_index is None else ignore_index),
                              num_classes, ignore_index)
     found = [_one_mask(mask, f"mask {i}") for i, mask in enumerate(masks)]

@@ -106,6 +106,8 @@ def checked(
 ) -> tuple[Tensor, Tensor, int]: # Logits (B, C, H, W), labels (B, H, W), and the label of void
     "The arguments of a loss, checked; raises `InputError`"
     logits = logits_of(logits)
+    if isinstance(ignore_index, (str, float)):
+        raise InputError(f"ignore_index is {ignore_index!r}; expected an integer, or None")
     if not isinstance(labels, Tensor):
         raise InputError(f"labels are a {_told(labels)}; expected an integer tensor of shape (B, H, W)")
     _check_types(logits, labels)

@@ -2,6 +2,7 @@
 import pickle
 import time
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -483,3 +484,19 @@ def test_edge_iou_takes_transposed_labels_and_empty_batches(batch):
     turned = labels.mT.contiguous().mT
     assert not turned.is_contiguous() and edge_iou(logits, turned) == edge_iou(logits, labels)
     assert edge_iou(logits[:0], labels[:0]) == 0
+
+
+@pytest.mark.parametrize("ignore_index", ["255", 255.])
+def test_a_label_of_void_that_is_no_integer_is_told(ignore_index):
+    with pytest.raises(InputError, match=f"ignore_index is {ignore_index!r}; expected an integer, or None"):
+        build_loss("lovasz", ignore_index=ignore_index)(torch.randn(1, 3, 4, 4), torch.zeros(1, 4, 4).long())
+
+
+@pytest.mark.parametrize("masks, told", [
+    ([Path("a.png")], "mask 0 is a PosixPath; expected integers, .H, W., or a folder for all"),
+    (["a.png"], "mask 0 is a str; expected integers"),
+    ("nowhere", "masks 'nowhere' is no folder; expected one of label images, or masks"),
+])
+def test_masks_that_are_none_are_told(masks, told):
+    with pytest.raises(InputError, match=told):
+        checked_masks(masks, 3)
