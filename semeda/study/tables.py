@@ -46,7 +46,9 @@ def recipe(
     size = f" at {config['image_size']}" if config["image_size"] else ""
     others = {name: other for name, other in found.items() if other is not study}
     precisions = dict.fromkeys(r["config"].get("precision", "32-true") for r in records)
-    resized, upsampled = (dict.fromkeys(r["config"][name] for r in records) for name in ("label_resize", "upsampling"))
+    resized = dict.fromkeys(r["config"]["label_resize"] for r in records)
+    ours = [r["config"] for r in records if r["config"].get("network", "deeplab_v2") == "deeplab_v2"]
+    upsampled = dict.fromkeys(config["upsampling"] for config in ours)
     parts = [
         f"{config['dataset']}{size}",
         f"{record['val_images']} validation images",
@@ -55,7 +57,7 @@ def recipe(
         f"lr {config['lr']}",
         *([] if list(precisions) == ["32-true"] else [f"precision {', '.join(precisions)}"]),
         *([] if list(resized) == ["nearest-exact"] else [f"masks scaled by {', '.join(resized)}"]),
-        *([] if list(upsampled) == ["aligned"] else [f"logits {', '.join(upsampled)}"]),
+        *([] if set(upsampled) <= {"aligned"} else [f"logits {', '.join(upsampled)}"]),
         f"initial weights {_start_of(record, others)}; {record['device']}",
         f"torch {record['versions']['torch']}",
         f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}",
