@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TERMS', 'TABLE1', 'LossPart', 'LossSpec', 'loss_choices', 'parse_loss', 'build_loss', 'needs_edge_net',
-           'has_edge_head', 'loss_terms', 'loss_label', 'loss_slug', 'default_lambdas', 'check_lambdas', 'split_loss',
-           'advance_loss', 'LossRecord', 'LOSSES', 'SETTINGS', 'loss_across_processes']
+           'has_edge_head', 'loss_terms', 'loss_label', 'loss_slug', 'default_lambdas', 'check_lambdas', 'loss_takes',
+           'split_loss', 'advance_loss', 'LossRecord', 'LOSSES', 'SETTINGS', 'loss_across_processes']
 
 # %% ../nbs/12_loss_registry.ipynb #4ce5612b
 import ast
@@ -152,11 +152,16 @@ def _call(record, arguments):
         raise InputError(f"loss {record.name} gave a {type(loss).__name__}; expected a torch.nn.Module")
     return loss
 
-def _build_part(part, base, settings):
-    "The module of one part, around the loss before it"
-    record, given, takes = part.record, dict(part.arguments), _takes(part.record.build)
+def _settings_of(record):
+    "Names of the parameters of a loss that may be settings"
+    takes = _takes(record.build)
     if ":" in record.name: # what it calls a reduction is torch's
         takes = [name for name in takes if name not in ("relu", "norm", "reduction")]
+    return takes
+
+def _build_part(part, base, settings):
+    "The module of one part, around the loss before it"
+    record, given, takes = part.record, dict(part.arguments), _settings_of(part.record)
     names, chosen = record.terms or (record.name,), {name: value for name, value in settings.items() if name in takes}
     if not record.added:
         loss = _call(record, chosen | given)
@@ -261,6 +266,13 @@ def check_lambdas(
     if parts[1:] and not takes & {"lambdas", "*"} and list(lambdas) != list(parts[0].record.lambdas):
         raise InputError(f"lambdas is {lambdas}, which {expression} does not take; expected its own arguments, as in "
                          f"{parts[-1].record.name}(weight=2)")
+
+def loss_takes(
+    expression: str, # Of a loss
+    name: str, # Of `SETTINGS`
+) -> bool:
+    "Whether a setting changes anything in a loss"
+    return any({name, "*"} & set(_settings_of(part.record)) for part in parse_loss(expression).parts)
 
 # %% ../nbs/12_loss_registry.ipynb #f2f3a288
 def split_loss(

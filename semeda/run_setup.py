@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 # %% ../nbs/47_run_setup.ipynb #18207304
 from .checkpoints import init_weights, weights_line
-from .config import image_size_of, resolve
+from .config import image_size_of, resolve, unused_settings
 from .core import BAR, InputError, probe_folder, progress_bar, provenance, weights_hash, write_json
 from .data import TrainingCrops, load_data
 from .edge_net import SHIPPED, EdgeNet, cached_edge_net, edge_f1, load_edge_net, shipped_edge_net
@@ -80,7 +80,7 @@ class _RunInputs:
     def _read(self):
         "Data, network and initial weights, checked"
         config = self.config
-        self._tell_slow_precision()
+        self._tell_settings()
         logger_names(config.logger)
         self._check_unused()
         self.train_data, self.val_data = self._read_split("train"), self._read_split("val")
@@ -132,9 +132,11 @@ class _RunParts(_RunInputs):
         "The hash of the weights that the run begins with"
         return weights_hash(self.net)
 
-    def _tell_slow_precision(self):
-        "Say it where the precision makes a run many times as long"
-        if self.progress and (line := slow_precision(self.config.precision, self.fabric.device.type)):
+    def _tell_settings(self):
+        "Say it where a precision makes a run many times as long, or a setting changes nothing"
+        slow = slow_precision(self.config.precision, self.fabric.device.type)
+        unused = unused_settings(self.config) if self._writes else []
+        for line in filter(None, [slow, *unused] if self.progress else []):
             print(line, file=sys.stderr)
 
     def _device_name(self):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from semeda.config import Config, import_plugins, resolve
+from semeda.config import Config, import_plugins, resolve, unused_settings
 from semeda.core import InputError
 from semeda.metrics import METRICS
 from semeda.run import run_folder
@@ -119,3 +119,24 @@ def test_version(capsys):
     with pytest.raises(SystemExit) as end:
         main(["--version"])
     assert end.value.code == 0 and semeda.__version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given, told", [
+    (dict(loss="lovasz", reduction="per_class"), ["reduction is 'per_class', which changes nothing: loss lovasz does"]),
+    (dict(loss="ppce", relu="after", peer_weight=2), ["peer_weight is 2.0, which", "relu is 'after', which"]),
+    (dict(loss="semeda+smp.DiceLoss", peer_weight=2, norm="l2", reduction="relative"), []),
+    (dict(network="smp.Unet", layers=4, backbone="resnet50"), ["layers is 4, which changes nothing: network smp.Unet"]),
+    (dict(network="torchvision.fcn_resnet50", backbone="resnet50"), ["backbone is 'resnet50', which"]),
+    (dict(network="semeda.deeplab:DeepLabV2", output_stride=16), []),
+    (dict(network="deeplab_v2", output_stride=16, layers=4), []),
+    (dict(loss="torch.nn:CrossEntropyLoss", reduction="relative"), ["reduction is 'relative', which changes nothing"]),
+])
+def test_settings_that_change_nothing_are_told(given, told):
+    lines = unused_settings(resolve(**given)[0])
+    assert len(lines) == len(told) and all(line.startswith(begin) for line, begin in zip(lines, told))
+
+
+def test_settings_that_change_nothing_are_told_on_the_command_line(tmp_path, capsys):
+    given = ["--loss=lovasz", "--norm=l2", "--iterations=1", f"--runs={tmp_path}", "--crop=32", "--batch-size=2"]
+    assert main([*given, "--max-width=2"]) == 0
+    assert "norm is 'l2', which changes nothing: loss lovasz does not take it\n" in capsys.readouterr().err

@@ -399,6 +399,20 @@ def test_val_group_of_a_folder_dataset(tmp_path):
         assert load_data("folder", split, str(tmp_path), num_classes=2, val_group="x").files == [expected]
 
 
+def test_sub_folders_of_a_folder_dataset(tmp_path):
+    for split, name in (("train", "a"), ("train", "b/a"), ("train", "b/c/d"), ("val", "e/a")):
+        save(tmp_path / split / "images" / f"{name}.jpg", np.zeros((4, 5, 3), np.uint8))
+        save(tmp_path / split / "labels" / f"{name}.png", np.eye(4, 5, dtype=np.uint8))
+    load = lambda split, **more: load_data("folder", split, str(tmp_path), num_classes=2, **more).files
+    assert load("train") == ["a.jpg", "b/a.jpg", "b/c/d.jpg"] and load("val") == ["e/a.jpg"]
+    assert load("val", val_group="b/") == ["b/a.jpg", "b/c/d.jpg"]
+    with pytest.raises(InputError, match="no file's name begins so; names begin with a, b, e"):
+        load("val", val_group="x")
+    save(tmp_path / "train" / "labels" / "b" / "f.png", np.eye(4, 5, dtype=np.uint8))
+    with pytest.raises(InputError, match="label .*/b/f.png has no image"):
+        load("train")
+
+
 def two_squares(split, size=(4, 3), **settings):
     "A dataset of a user's own"
     width, height = size
