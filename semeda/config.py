@@ -350,12 +350,12 @@ def unused_settings(
 ) -> list[str]: # A line for each
     "Parameters other than usual that the loss or the network of a run does not take"
     usual = asdict(Config()) | PRESETS[config.preset]
-    of = {name: ("loss", config.loss, loss_takes) for name in OF_LOSS}
-    of |= {name: ("network", config.network, network_takes) for name in OF_NETWORK}
-    unused = [name for name, (_, chosen, takes) in of.items()
-              if getattr(config, name) != usual[name] and not takes(chosen, name)]
-    return [f"{name} is {getattr(config, name)!r}, which changes nothing: {of[name][0]} {of[name][1]} does not take it"
-            for name in unused]
+    given = {name: value for name, value in asdict(config).items() if value != usual[name]}
+    unused = {name: f"loss {config.loss}" for name in OF_LOSS if name in given and not loss_takes(config.loss, name)}
+    unused |= {name: f"network {config.network}" for name in OF_NETWORK
+               if name in given and not network_takes(config.network, name)}
+    return [f"{name} is {given[name]!r}, which changes nothing: {what} does not take it"
+            for name, what in unused.items()]
 
 # %% ../nbs/44_config.ipynb #10ff4ff6
 def import_plugins(

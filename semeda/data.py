@@ -27,7 +27,7 @@ from .core import InputError, Registry, known, load_object, one_line, some
 # %% ../nbs/25_data.ipynb #abd0876b
 from .crops import CAFFE_MEAN, IMAGENET_MEAN, IMAGENET_STD, RandomScale, TrainingCrops  # noqa: F401
 from .crops import normalise, training_transform  # noqa: F401
-from .reading import VOID, check_num_classes, check_same_size, match_files  # noqa: F401
+from .reading import VOID, check_num_classes, check_palettes, check_same_size, match_files  # noqa: F401
 from .reading import read_image, read_label, stored_size
 from .splits import SPLITS, Files, SegmentationData, check_split, make_split, voc_palette  # noqa: F401
 from .scenes import HUES, SCENE_CLASSES, SCENE_PALETTE, SHAPES, draw_scene, scenes  # noqa: F401
@@ -119,6 +119,7 @@ def _read_split(
         both = [file for part in there for file in _named_files(*folders[part])] # one of them is enough
         files = split_by_group(both, split, val_group)
     else: files = _named_files(*folders[split])
+    check_palettes(label for _, _, label in files)
     read = partial(_read_checked, num_classes=len(class_names), void=void, size=size)
     images, labels = _read_pairs([(image, label) for _, image, label in files], read, progress)
     if split == "train": _check_classes(labels, void, files[0][2].parent)

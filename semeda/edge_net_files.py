@@ -225,13 +225,14 @@ def _check_arguments(args):
 # %% ../nbs/14_edge_net_files.ipynb #d4b676c1
 def _read_masks(args):
     "Training masks and masks to measure F1 on, from a folder of PNGs or drawn"
-    from semeda.reading import label_files, read_label
+    from semeda.reading import check_palettes, label_files, read_label
     if args.masks == "synthetic":
         train, test = synthetic_masks(args.num_classes), synthetic_masks(args.num_classes, 50, seed=1)
     else:
         found = label_files(args.masks) if Path(args.masks).is_dir() else []
         if not found:
             raise InputError(f"masks is {args.masks!r}; expected a folder of label PNGs, or synthetic")
+        check_palettes(found)
         masks = [read_label(path, args.num_classes, args.ignore_index) for path in found]
         train, test = masks[::args.every], [mask for i, mask in enumerate(masks) if i % args.every]
     return train + synthetic_masks(args.num_classes, args.add_synthetic), test

@@ -30,7 +30,7 @@ from .masks import (Reading, match_masks, read_class_names, read_masks, read_pai
                           read_palette)
 from .intervals import paired_bootstrap, paired_mean
 from .metrics import reported_scores
-from .reading import read_label_map
+from .reading import check_palettes, read_label_map
 from .report import WIDTHS, chosen_images, difference_rows, score_tables # noqa: F401, also found here
 from .segment import predict_images
 from .sieve import sieve
@@ -98,6 +98,8 @@ def evaluate_folders(
     further = dict(pred_suffix=pred_suffix, label_suffix=label_suffix, pred_map=str(pred_map),
                    label_map=str(label_map), resize=resize)
     files = list(pairs.values())
+    for what, masks in dict(prediction=0, label=1).items() if not palette else ():
+        check_palettes((pair[masks] for pair in files), what)
     read = lambda i: read_masks(*files[i], of_pred, of_label, bool(resize))
     config |= {name: value for name, value in further.items() if value}
     source = Source(list(pairs), read, names, colours[:num_classes], config)

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['IMAGE_FORMATS', 'LABEL_FORMATS', 'MODES', 'Colour', 'VOID', 'CITYSCAPES_TRAIN_IDS', 'LABEL_MAPS', 'IMAGE_FILES',
            'LABEL_FILES', 'upright', 'stored_size', 'check_bits', 'read_image', 'parse_size', 'read_numbers',
-           'check_num_classes', 'read_label_map', 'read_label', 'files_by_name', 'label_files', 'match_files',
-           'check_same_size']
+           'check_num_classes', 'read_label_map', 'read_label', 'check_palettes', 'files_by_name', 'label_files',
+           'match_files', 'check_same_size']
 
 # %% ../nbs/20_reading.ipynb #a3717c67
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -266,6 +266,29 @@ def read_label(
     if len(wrong):
         raise InputError(f"{begin} {some(list(map(str, wrong)))}; expected 0..{num_classes - 1} or {void} (void)")
     return torch.from_numpy(np.where(is_void, VOID, numbers).astype(np.uint8))
+
+# %% ../nbs/20_reading.ipynb #ce8d5d16
+def _stored_palette(path: str | Path, what: str) -> bytes:
+    "The palette of a mask as it is stored; empty where there is none"
+    if Path(path).suffix.lower() == ".npy": return b""
+    with _opened(path, what) as file: return bytes(file.palette.palette) if file.mode == "P" and file.palette else b""
+
+def check_palettes(
+    files: Iterable[str | Path], # Masks that belong together
+    what: str = "label", # What a file is called in the message
+):
+    "Refuse palette images in which one number has different colours"
+    palettes = {file: _stored_palette(file, what) for file in files}
+    several = len(set(palettes.values()) - {b""}) > 1
+    seen: dict[int, tuple[Colour, str | Path]] = {}
+    for file in (file for file, palette in palettes.items() if palette and several):
+        with _opened(file, what) as image: used = _used_colours(image)
+        if all(colour == (number, number, number) for number, colour in used.items()): continue # grey
+        for number, colour in used.items():
+            other, first = seen.setdefault(number, (colour, file))
+            if colour != other: raise InputError(
+                f"{what} {file} shows number {number} in the colour {' '.join(map(str, colour))}, and {first} in "
+                f"{' '.join(map(str, other))}; expected one palette in all of them, or grey masks of class numbers")
 
 # %% ../nbs/20_reading.ipynb #69608884
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")

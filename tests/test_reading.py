@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from semeda.core import InputError
 from semeda.reading import (
+    check_palettes,
     files_by_name,
     label_files,
     match_files,
@@ -347,3 +348,48 @@ def test_a_mask_is_turned_as_its_photograph_is(tmp_path, orientation, mode):
         if size is None or size == tuple(label.shape[::-1]) == stored_size(tmp_path / "mask.png"):
             assert torch.equal(photo[0] // 255, label)
     assert stored_size(tmp_path / "mask.png") == stored_size(tmp_path / "photo.png")
+
+
+def coloured(path, numbers, *colours):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(np.array(numbers, np.uint8), "P")
+    picture.putpalette([value for colour in colours for value in colour])
+    picture.save(path)
+    return path
+
+
+BLACK, RED, GREEN, BLUE = (0, 0, 0), (128, 0, 0), (0, 128, 0), (0, 0, 128)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "bmp"])
+def test_palettes_of_one_set_of_masks(tmp_path, ending):
+    def masks(*colours, numbers=((0, 1), (1, 0))):
+        return [coloured(tmp_path / f"{i}.{ending}", numbers, *own) for i, own in enumerate(colours)]
+    check_palettes(masks((BLACK, RED), (BLACK, RED)))
+    check_palettes(masks((BLACK, RED, GREEN), (BLACK, RED, BLUE))) # a number that no pixel has
+    check_palettes(masks((BLACK, RED), (BLACK, (1, 1, 1)))) # grey: the numbers themselves
+    check_palettes([])
+    with pytest.raises(InputError) as e:
+        check_palettes(masks((BLACK, RED), (BLACK, (1, 1, 1)), (BLACK, GREEN)), "prediction")
+    assert str(e.value) == (
+        f"prediction {tmp_path}/2.{ending} shows number 1 in the colour 0 128 0, and {tmp_path}/0.{ending} in 128 0 0; "
+        "expected one palette in all of them, or grey masks of class numbers")
+
+
+def test_palettes_are_checked_wherever_masks_belong_together(tmp_path):
+    from semeda.data import load_data
+    from semeda.edge_net_files import main
+    from semeda.evaluate import evaluate_folders
+    for name, colours in dict(a=(BLACK, RED), b=(RED, BLACK)).items():
+        coloured(tmp_path / "train" / "labels" / f"{name}.png", [[0, 1, 1], [1, 0, 1]], *colours)
+        (tmp_path / "train" / "images").mkdir(exist_ok=True)
+        Image.new("RGB", (3, 2)).save(tmp_path / "train" / "images" / f"{name}.jpg")
+    masks, out = tmp_path / "train" / "labels", tmp_path / "out"
+    with pytest.raises(InputError, match="label .*b.png shows number 0 in the colour 128 0 0"):
+        load_data("folder", "train", str(tmp_path), num_classes=2)
+    with pytest.raises(InputError, match="prediction .*b.png shows number 0 in the colour 128 0 0"):
+        evaluate_folders(masks, masks, 2, out)
+    assert not out.exists()
+    assert main([str(masks), str(tmp_path / "net.safetensors"), "--num-classes=2"]) == 2
+    (tmp_path / "palette.txt").write_text("0 0 0\n128 0 0\n")
+    assert evaluate_folders(masks, masks, 2, out, palette=tmp_path / "palette.txt")["miou"] == 1
