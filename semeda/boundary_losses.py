@@ -64,6 +64,11 @@ class BoundaryIoULoss(AddedLoss):
 # %% ../nbs/11_boundary_losses.ipynb #4c4f9b29
 ODD = range(1, 100, 2) # sides of a window
 
+def _sides(side, tolerance):
+    "The windows of boundary F1; raises `InputError`. One of a single pixel finds no boundary"
+    found = known("side", whole_number("side", side, 0, 99), ODD[1:])
+    return found, known("tolerance", whole_number("tolerance", tolerance, 0, 99), ODD)
+
 def _pool(maps, side):
     "Largest value in a window"
     return F.max_pool2d(maps, side, stride=1, padding=side // 2)
@@ -83,7 +88,7 @@ def boundary_f1(
 ) -> Tensor: # Scalar in 0..1
     "One minus the soft F1 score of boundaries: mean over images and their classes"
     logits, labels, void = checked(logits, labels, ignore_index)
-    side, tolerance = (known(name, given, ODD) for name, given in (("side", side), ("tolerance", tolerance)))
+    side, tolerance = _sides(side, tolerance)
     p = at_least_float32(logits).softmax(dim=1)
     y, labelled = one_hot(labels, p.shape[1], void, p.dtype), (labels != void).unsqueeze(1)
     found, true = (_boundary(maps, labelled, side) for maps in (p, y))
@@ -105,7 +110,7 @@ class BoundaryF1Loss(AddedLoss):
         ignore_index: int | None = 255, # Label of void pixels; None: there are none
     ):
         super().__init__(weight, base, ignore_index)
-        self.side, self.tolerance = known("side", side, ODD), known("tolerance", tolerance, ODD)
+        self.side, self.tolerance = _sides(side, tolerance)
 
     def compute(self, logits: Tensor, labels: Tensor) -> Tensor:
         "The boundary F1 loss"
@@ -273,9 +278,9 @@ def predicted_boundary(
         divergence = _divergence(log_p, _neighbour(log_p, down, right, 0.))
         scores = torch.maximum(scores, torch.where(pair, divergence, 0.))
     scores = scores.flatten(1)
-    most = min(max(1, int(share * scores.shape[1])) + 1, scores.shape[1])
+    most = min(max(1, int(share * scores.shape[1])), scores.shape[1])
     found, pixels = scores.topk(most, dim=1)
-    return pixels, found > found[:, -1:]
+    return pixels, found > 0
 
 # %% ../nbs/11_boundary_losses.ipynb #441f51b1
 def _around(x, pixels, fill):

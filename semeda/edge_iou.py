@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .core import InputError, finite
 from .edge_net import one_hot
-from .loss_inputs import checked, free_name
+from .loss_inputs import check_one_void, checked, free_name
 from .losses import ppce
 
 # %% ../nbs/05_edge_iou.ipynb #7d1f3efd
@@ -53,6 +53,13 @@ def edge_length(
 # %% ../nbs/05_edge_iou.ipynb #9eea093d
 REACHES = (2, 4, 8)
 
+def _checked_reaches(reaches):
+    "Lengths of offsets; raises `InputError`"
+    whole = isinstance(reaches, (tuple, list)) and all(isinstance(reach, int) for reach in reaches)
+    if not whole or not reaches or min(reaches) < 1:
+        raise InputError(f"reaches is {reaches!r}; expected lengths in pixels, such as {REACHES}")
+    return tuple(reaches)
+
 def edge_iou_by_definition(
     logits: Tensor, # Shape (B, C, H, W), floating point
     labels: Tensor, # Integer labels in 0..C-1 or `ignore_index`, shape (B, H, W)
@@ -61,6 +68,7 @@ def edge_iou_by_definition(
     false_weight: float = 1., # Of an edge that the label does not have, against one that is missing
 ) -> Tensor: # Scalar in 0..1
     "One minus the soft IoU of signed semantic edges, as eq. 3 and 4 are written; with a weight of false edges, eq. 6"
+    reaches, false_weight = _checked_reaches(reaches), finite("false_weight", false_weight, low=0)
     logits, labels, void = checked(logits, labels, ignore_index)
     p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
     y = one_hot(labels, logits.shape[1], void, p.dtype)
@@ -170,13 +178,6 @@ class _EdgeSums(torch.autograd.Function):
         return grad, None, None, None, None
 
 # %% ../nbs/05_edge_iou.ipynb #b661bc39
-def _checked_reaches(reaches):
-    "Lengths of offsets; raises `InputError`"
-    whole = isinstance(reaches, (tuple, list)) and all(isinstance(reach, int) for reach in reaches)
-    if not whole or not reaches or min(reaches) < 1:
-        raise InputError(f"reaches is {reaches!r}; expected lengths in pixels, such as {REACHES}")
-    return tuple(reaches)
-
 def _edge_sums(p, labels, known, reaches):
     "Edge lengths, matched lengths and edge counts of the classes that have an edge, each of shape (reaches, classes)"
     labels = labels.masked_fill(~known, 0).long()
@@ -219,6 +220,7 @@ class EdgeIoULoss(nn.Module):
         super().__init__()
         self.weight, self.reaches = finite("weight", weight, low=0), _checked_reaches(reaches)
         self.base, self.ignore_index = base, ignore_index
+        check_one_void(ignore_index, base)
         self.false_weight = finite("false_weight", false_weight, low=0)
         self.terms: dict[str, Tensor] = {}
 

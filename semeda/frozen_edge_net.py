@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .core import InputError
+from .core import InputError, whole_number
 from .edge_net import EdgeNet, edge_f1, random_edge_net, train_edge_net
 from .edge_net_files import SHIPPED, cached_edge_net, load_edge_net, save_edge_net, shipped_edge_net
 from .loss_inputs import CheckedLoss, check_labels
@@ -80,7 +80,11 @@ def find_edge_net(
 ) -> EdgeNet: # Frozen
     "An Edge net by name or file; raises `InputError`"
     if isinstance(edge_net, (str, os.PathLike)):
+        if edge_net not in SHIPPED and not os.path.exists(edge_net):
+            raise InputError(f"edge_net is {str(edge_net)!r}; expected one of {', '.join(SHIPPED)}, or a file")
         edge_net = shipped_edge_net(str(edge_net)) if edge_net in SHIPPED else load_edge_net(os.fspath(edge_net))
+    if not isinstance(edge_net, nn.Module) or not hasattr(edge_net, "weights"):
+        raise InputError(f"edge_net is {edge_net!r:.80}; expected one of {', '.join(SHIPPED)}, a file, or an EdgeNet")
     if not all(tensor.isfinite().all() for pair in edge_net.weights for tensor in pair):
         raise InputError("edge net has weights that are not finite; expected a trained one")
     return edge_net
@@ -103,6 +107,9 @@ class _EdgeNetBuffers(CheckedLoss):
         upsample: bool = False, # Bring the logits to the size of the labels
     ):
         super().__init__(ignore_index, check, upsample)
+        if not (edge_net is None or masks is None):
+            raise InputError(f"masks are given beside edge_net {edge_net!r:.80}; expected one of them")
+        num_classes = None if num_classes is None else whole_number("num_classes", num_classes, 2, 65535)
         self.ready = not (edge_net is None and masks is None)
         if self.ready and edge_net is None and num_classes is not None:
             edge_net = _trained(masks, num_classes, ignore_index, dict(steps=steps), cache, progress)

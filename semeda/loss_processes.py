@@ -6,10 +6,13 @@
 __all__ = ['loss_across_processes']
 
 # %% ../nbs/16_loss_processes.ipynb #cb6068ab
+from typing import Any
+
 import torch
 from torch import Tensor, distributed, nn
 
 from .edges import void_pixels
+from .loss_inputs import logits_of
 
 # %% ../nbs/16_loss_processes.ipynb #07d16af5
 def _counted(loss, labels):
@@ -34,6 +37,8 @@ def _gathered(mine):
     "The tensors of all processes, one behind the other; a gradient reaches this process' own"
     if isinstance(mine, (tuple, list)):
         return type(mine)(_gathered(part) for part in mine)
+    if mine.dtype in (torch.uint16, torch.uint32, torch.uint64): # which no backend takes
+        mine = mine.long()
     rank, world = distributed.get_rank(), distributed.get_world_size()
     parts = [torch.empty_like(mine, memory_format=torch.contiguous_format) for _ in range(world)]
     distributed.all_gather(parts, mine.detach().contiguous())
@@ -42,7 +47,7 @@ def _gathered(mine):
 # %% ../nbs/16_loss_processes.ipynb #c88ae90c
 def loss_across_processes(
     loss: nn.Module, # From `build_loss`, compiled or not
-    logits: Tensor, # This process' part of the batch, shape (B, C, H, W); with an edge head a pair
+    logits: Any, # This process' part of the batch, (B, C, H, W), as large as the others'; with an edge head a pair
     labels: Tensor, # Integer labels, shape (B, H, W)
 ) -> Tensor: # Scalar; its mean over the processes is the loss of the whole batch, and so is that of its gradients
     "The loss of a batch that is spread over processes; `loss.terms` are parts of a mean likewise"
@@ -50,6 +55,7 @@ def loss_across_processes(
         return loss(logits, labels)
     module = getattr(loss, "_orig_mod", loss)
     if getattr(module, "over", "batch") == "batch":
+        logits = logits if isinstance(logits, (tuple, list)) else logits_of(logits)
         value = loss(_gathered(logits), _gathered(labels))
         return value.detach() + distributed.get_world_size() * (value - value.detach())
     value = loss(logits, labels) * _share(_counted(module, labels))

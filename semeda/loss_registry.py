@@ -61,9 +61,13 @@ def _literals(
         call = ast.parse(f"f({text})", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
             raise ValueError
-        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        given = [(str(keyword.arg), ast.literal_eval(keyword.value)) for keyword in call.keywords]
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise InputError(f"loss is {expression!r}; expected arguments such as (weight=2), not ({text})") from None
+    names = [name for name, _ in given]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"loss is {expression!r}; expected {twice[0]} once")
+    return dict(given)
 
 # %% ../nbs/12_loss_registry.ipynb #838f3718
 def loss_choices() -> str: # For messages and help
@@ -130,8 +134,9 @@ def parse_loss(
         raise InputError(f"loss is {expression!r}; expected text such as 'semeda'")
     texts = _split_parts(expression)
     parts = [_read_part(text, expression, first=i == 0) for i, text in enumerate(texts)]
-    if parts[0].record.added:
-        parts.insert(0, LossPart(LOSSES["ppce"]))
+    if parts[0].record.added: # the same pixels are void in both
+        void = {name: value for name, value in parts[0].arguments.items() if name == "ignore_index"}
+        parts.insert(0, LossPart(LOSSES["ppce"], void))
     for part in parts[1:]:
         if not part.record.added:
             raise InputError(f"loss is {expression!r}; expected {part.record.name} at the beginning, it is not added")
@@ -168,6 +173,9 @@ def _build_part(part, base, settings):
         return loss if hasattr(loss, "terms") and ":" not in record.name else WholeModule(loss, names)
     if "base" in takes:
         return _call(record, chosen | given | dict(base=base))
+    of_torch = str(getattr(record.build, "__module__", "")).startswith("torch.") # whose weight is of classes
+    if "weight" in given and "weight" in takes and not of_torch:
+        raise InputError(f"loss {record.name} has a weight of its own; expected another name for it where it is added")
     weight = given.pop("weight", 1.)
     return AddedModule(_call(record, chosen | given), names[0], weight, base)
 

@@ -41,7 +41,7 @@ def ppce(
     finite("label_smoothing", label_smoothing, 0, 1)
     logits, target = at_least_float32(logits), labels.long()
     _check_length(weight, logits.shape[1])
-    weight = None if weight is None else weight.to(logits)
+    weight = None if weight is None else torch.as_tensor(weight).to(logits)
     total = F.cross_entropy(logits, target, weight, ignore_index=void, reduction="sum", label_smoothing=label_smoothing)
     labelled = labels != void
     if weight is None:
@@ -62,6 +62,8 @@ def edge_ppce(
     ignore_index: int = 255, # Label of void pixels
 ) -> Tensor: # Scalar
     "Cross-entropy against the semantic edge map E*, the second term of eq. 5"
+    if edge_logits.shape[1] != 2:
+        raise InputError(f"edge logits have {edge_logits.shape[1]} channels; expected 2, of no edge and edge")
     return ppce(edge_logits, edge_map(labels, ignore_index), 255)
 
 # %% ../nbs/03_losses.ipynb #f73756b4

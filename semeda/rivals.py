@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .core import InputError, finite, known, whole_number
 from .edge_net import one_hot
 from .edges import edge_map, trimap, void_pixels
-from .loss_inputs import CheckedLoss, at_least_float32, checked, free_name
+from .loss_inputs import CheckedLoss, at_least_float32, check_one_void, checked, free_name
 from .losses import PPCELoss
 
 # %% ../nbs/10_rivals.ipynb #477ec4ca
@@ -62,6 +62,7 @@ class AddedLoss(CheckedLoss):
         super().__init__(ignore_index)
         self.weight = finite("weight", weight, low=0)
         self.base = PPCELoss(ignore_index) if base is None else base
+        check_one_void(ignore_index, self.base)
 
     def compute(self, logits: Tensor, labels: Tensor) -> Tensor:
         "The term without its weight"
@@ -103,6 +104,7 @@ class AddedModule(AddedLoss):
     "Any module of logits and labels, added to a base loss with a weight"
     def __init__(self, loss: nn.Module, name: str, weight: float, base: nn.Module, ignore_index: int = 255):
         super().__init__(weight, base, getattr(base, "ignore_index", ignore_index))
+        check_one_void(self.ignore_index, loss)
         self.loss, self.term = loss, name
 
     def compute(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -167,8 +169,7 @@ def _jaccard_steps(of_class):
     size = of_class.sum(dim=1, keepdim=True)
     intersection = size - of_class.cumsum(dim=1)
     union = size + (1 - of_class).cumsum(dim=1)
-    loss = 1 - intersection / union
-    return torch.cat([loss[:, :1], loss[:, 1:] - loss[:, :-1]], dim=1)
+    return torch.where(of_class > 0, 1 / union, intersection / (union * (union - 1).clamp(min=1)))
 
 # %% ../nbs/10_rivals.ipynb #1c5c5619
 def _descending(errors):
@@ -257,6 +258,7 @@ def region_mutual_information(
     "Region mutual information loss: less is better, and it may be negative; 0 for images smaller than a window"
     logits, labels, void = checked(logits, labels, ignore_index)
     radius, stride = whole_number("radius", radius, 1, 99), whole_number("stride", stride, 1, 99)
+    ridge = finite("ridge", ridge, low=1e-12)
     known = (labels != void).unsqueeze(1)
     p = logits.double().softmax(dim=1) * known
     y = one_hot(labels, logits.shape[1], void, torch.double)

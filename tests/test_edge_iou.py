@@ -161,3 +161,13 @@ def test_maps_that_are_taken_a_few_at_a_time():
     values = [loss(logits, labels, (4,)) for loss in (edge_iou, edge_iou_by_definition)]
     torch.testing.assert_close(*values, rtol=1e-10, atol=0)
     torch.testing.assert_close(*(torch.autograd.grad(value, logits)[0] for value in values), rtol=1e-9, atol=1e-16)
+
+
+@pytest.mark.parametrize("given, words", [
+    (dict(reaches=(0,)), "reaches is"), (dict(reaches=()), "reaches is"), (dict(false_weight=-1), "false_weight is -1"),
+])
+def test_the_definition_refuses_what_the_loss_refuses(given, words):
+    logits, labels = torch.randn(1, 3, 6, 6), torch.zeros(1, 6, 6, dtype=torch.long)
+    for loss in (edge_iou, edge_iou_by_definition):
+        with pytest.raises(InputError, match=words):
+            loss(logits, labels, **given)

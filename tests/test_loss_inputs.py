@@ -500,3 +500,25 @@ def test_a_label_of_void_that_is_no_integer_is_told(ignore_index):
 def test_masks_that_are_none_are_told(masks, told):
     with pytest.raises(InputError, match=told):
         checked_masks(masks, 3)
+
+
+def test_labels_of_int8_beside_many_classes():
+    with pytest.raises(InputError, match="labels contain -1; expected 0..299 or 255"):
+        build_loss("lovasz")(torch.randn(1, 300, 4, 4), torch.full((1, 4, 4), -1, dtype=torch.int8))
+
+
+@pytest.mark.parametrize("void", [[255], 2**63, 255., "255"])
+def test_void_numbers_that_are_none(void):
+    with pytest.raises(InputError, match="ignore_index is .*; expected an integer, or None"):
+        ppce(torch.randn(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long), void)
+
+
+def test_void_numbers_of_numpy():
+    labels = torch.tensor([[[0, 1], [2, 255]]])
+    logits = torch.randn(1, 3, 2, 2)
+    assert torch.equal(ppce(logits, labels, np.int64(255)), ppce(logits, labels, 255))
+
+
+def test_logits_that_are_missing():
+    with pytest.raises(InputError, match="logits are a dict with out; expected a tensor"):
+        ppce(dict(out=None), torch.zeros(1, 4, 4, dtype=torch.long))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from semeda.core import InputError
+from semeda.edge_iou import EdgeIoULoss
 from semeda.edge_net import EdgeNet
 from semeda.loss_registry import (
     LOSSES,
@@ -25,6 +26,8 @@ from semeda.loss_registry import (
     parse_loss,
     split_loss,
 )
+from semeda.losses import PPCELoss
+from semeda.rivals import AddedModule, LovaszLoss
 
 OWN = """
 import torch
@@ -274,3 +277,36 @@ def test_torchs_own_loss_is_not_given_the_reduction_of_a_run():
     loss = build_loss("torch.nn:CrossEntropyLoss(ignore_index=255)", **settings)
     logits, labels = torch.randn(1, 3, 4, 4), torch.randint(3, (1, 4, 4))
     assert loss(logits, labels) == nn.functional.cross_entropy(logits, labels)
+
+
+def test_losses_that_are_added_have_one_void(batch):
+    logits, labels = batch
+    for name in ("lovasz", "edge_iou", "smp.DiceLoss", "rmi"):
+        loss = build_loss(f"{name}(ignore_index=0)")
+        loss(logits, labels.clamp(max=3))
+        torch.testing.assert_close(loss.terms["ppce"], F.cross_entropy(logits, labels.clamp(max=3), ignore_index=0))
+    for make in (lambda: build_loss("lovasz(ignore_index=0)+edge_iou"), lambda: LovaszLoss(base=PPCELoss(0)),
+                 lambda: EdgeIoULoss(base=nn.CrossEntropyLoss(ignore_index=0)),
+                 lambda: AddedModule(nn.CrossEntropyLoss(ignore_index=0), "plain", 1., PPCELoss()),
+                 lambda: EdgeIoULoss(base=LovaszLoss(ignore_index=0))):
+        with pytest.raises(InputError, match="ignore_index is 255, but 0 of the .*Loss beside it; expected one"):
+            make()
+    LovaszLoss(base=nn.CrossEntropyLoss()) # torch's number for none
+    build_loss("torch.nn:CrossEntropyLoss(ignore_index=3)+lovasz(ignore_index=3)")
+
+
+def test_arguments_given_twice():
+    with pytest.raises(InputError, match="expected weight once"):
+        build_loss("lovasz(weight=1, weight=5)")
+
+
+def test_a_weight_with_two_meanings(tmp_path, monkeypatch):
+    (tmp_path / "own_weight.py").write_text(
+        "from torch import nn\n\n\nclass Own(nn.Module):\n    def __init__(self, weight=.1):\n"
+        "        super().__init__()\n        self.weight = weight\n\n"
+        "    def forward(self, logits, labels):\n        return self.weight * logits.mean()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert build_loss("own_weight:Own(weight=.5)+lovasz").base.loss.weight == .5
+    assert build_loss("lovasz+own_weight:Own").loss.weight == .1
+    with pytest.raises(InputError, match="loss own_weight:Own has a weight of its own"):
+        build_loss("lovasz+own_weight:Own(weight=.5)")

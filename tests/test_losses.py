@@ -284,3 +284,21 @@ def test_bad_input(net, call, words):
     with pytest.raises(InputError) as e:
         call(net)
     assert words in str(e.value)
+
+
+def test_edge_heads_have_two_channels(batch):
+    logits, labels = batch
+    with pytest.raises(InputError, match=f"edge logits have {logits.shape[1]} channels; expected 2"):
+        UbernetLoss()((logits, logits), labels)
+
+
+@pytest.mark.parametrize("given, words", [
+    (dict(edge_net="VOC"), "edge_net is 'VOC'; expected one of voc, cityscapes, camvid, .*or a file"),
+    (dict(edge_net=21), "edge_net is 21; expected one of voc, .*a file, or an EdgeNet"),
+    (dict(edge_net="camvid", masks=[torch.zeros(4, 4, dtype=torch.long)]), "masks are given beside edge_net 'camvid'"),
+    (dict(num_classes=0), "num_classes is 0; expected 2..65535"),
+    (dict(num_classes=2.5), "num_classes is 2.5; expected a whole number"),
+])
+def test_edge_nets_that_are_none(given, words):
+    with pytest.raises(InputError, match=words):
+        SemedaLoss(**given)

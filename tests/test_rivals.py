@@ -30,6 +30,7 @@ from semeda.rivals import (
     EdgeWeightedLoss,
     PeerLoss,
     _descending,
+    _jaccard_steps,
     lovasz,
     region_mutual_information,
     trimap_lovasz,
@@ -498,3 +499,39 @@ def test_base_losses(batch):
     assert torch.equal(PPCELoss()(*batch), ppce(*batch)) and math.isclose(
         F.cross_entropy(*batch, ignore_index=255), ppce(*batch), rel_tol=1e-6
     )
+
+
+@pytest.mark.parametrize("pixels", [2**12, 2**21])
+def test_lovasz_steps_of_many_pixels(pixels):
+    "In single precision as in double, however small they are"
+    of_class = (torch.rand(2, pixels, generator=torch.Generator().manual_seed(0)) < .3).float()
+    size = of_class.double().sum(dim=1, keepdim=True)
+    passed = of_class.double().cumsum(dim=1)
+    loss = 1 - (size - passed) / (size + torch.arange(1, pixels + 1) - passed)
+    steps = torch.cat([loss[:, :1], loss.diff(dim=1)], dim=1)
+    found = _jaccard_steps(of_class)
+    assert ((found - steps).abs().sum(dim=1) < 1e-6).all()
+    assert ((found > 0) == ((passed < size) | (of_class > 0))).all() # no pixel that counts has a step of 0
+
+
+def test_boundary_f1_needs_a_window_that_finds_boundaries():
+    for wrong in (1, 4, 3.5):
+        with pytest.raises(InputError, match=f"side is {wrong}; "):
+            build_loss(f"boundary_f1(side={wrong})")
+    assert build_loss("boundary_f1(side=3.0, tolerance=1)").side == 3
+
+
+def test_active_boundary_where_divergences_tie():
+    "A disc beside its label, as sure everywhere: all of its boundary is alike"
+    rows, columns = torch.meshgrid(torch.arange(40), torch.arange(40), indexing="ij")
+    disc = lambda column: ((rows - 20)**2 + (columns - column)**2 < 100).long()[None]
+    logits = (4. * F.one_hot(disc(22), 2).movedim(-1, 1)).requires_grad_()
+    loss = active_boundary(logits, disc(20))
+    loss.backward()
+    assert loss > 0 and logits.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("ridge", [0, -1, float("nan")])
+def test_ridges_that_invert_nothing(ridge):
+    with pytest.raises(InputError, match="ridge is"):
+        region_mutual_information(torch.randn(1, 3, 12, 12), torch.zeros(1, 12, 12, dtype=torch.long), ridge=ridge)
