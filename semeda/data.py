@@ -87,10 +87,10 @@ def split_by_group(
     return [file for file, held_out in zip(files, chosen) if held_out == (split == "val")]
 
 # %% ../nbs/25_data.ipynb #20e8ba9a
-def _check_classes(labels: list[Tensor], void: int, where: Path):
-    "Refuse training masks in which there is nothing to tell apart"
+def _check_classes(labels: list[Tensor], void: int, where: Path, split: str):
+    "Refuse masks in which there is nothing to tell apart; those of validation may hold one class, without void"
     found: set[int] = set().union(*(label.unique().tolist() for label in labels))
-    if len(found - {VOID}) < 2:
+    if len(found - {VOID}) < 2 and (split == "train" or VOID in found):
         held = f"class {min(found - {VOID})}" if found - {VOID} else "no class"
         also = f" and void, which is {void}" if VOID in found else ""
         raise InputError(f"labels in {where} hold {held} alone{also}; expected two classes or more, numbered from 0: "
@@ -122,7 +122,7 @@ def _read_split(
     check_palettes(label for _, _, label in files)
     read = partial(_read_checked, num_classes=len(class_names), void=void, size=size)
     images, labels = _read_pairs([(image, label) for _, image, label in files], read, progress)
-    if split == "train": _check_classes(labels, void, files[0][2].parent)
+    _check_classes(labels, void, files[0][2].parent, split)
     return make_split(name, images, labels, class_names, palette, [name for name, *_ in files])
 
 # %% ../nbs/25_data.ipynb #b42b8d12

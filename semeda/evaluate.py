@@ -30,7 +30,7 @@ from .masks import (Reading, match_masks, read_class_names, read_masks, read_pai
                           read_palette)
 from .intervals import paired_bootstrap, paired_mean
 from .metrics import reported_scores
-from .reading import check_palettes, read_label_map
+from .reading import IMAGE_FILES, check_palettes, read_label_map
 from .report import WIDTHS, chosen_images, difference_rows, score_tables # noqa: F401, also found here
 from .segment import predict_images
 from .sieve import sieve
@@ -128,8 +128,11 @@ def _other_data(
     data = load_data(name, split or "val", **given)
     if data.num_classes != network.num_classes:
         raise InputError(f"dataset {name} has {data.num_classes} classes; expected the run's {network.num_classes}")
+    for i, names in enumerate(zip(data.class_names, network.class_names)):
+        if len({*names} - {f"class {i}"}) > 1: # a folder knows no names
+            raise InputError(f"dataset {name} has {names[0]!r} as class {i}; expected {names[1]!r}, as the run has")
     predict = lambda i: predict_images(network.net, [data.images[i]], network.style)[0].cpu()
-    data = replace(data, class_names=network.class_names, palette=network.palette) # a folder knows no names
+    data = replace(data, class_names=network.class_names, palette=network.palette)
     return data, predict, dict(dataset=name, void=config["void"], final_weights=weights)
 
 # %% ../nbs/38_scoring.ipynb #a1ca7ac9
@@ -192,9 +195,16 @@ def load_rows(
         raise InputError(f"{path} cannot be read: {one_line(e)}; expected the file of an evaluation") from None
 
 # %% ../nbs/38_scoring.ipynb #df5e1f57
+def _without_ending(name: str) -> str:
+    "The name of an image, which a run's evaluation has with its ending and one of masks without"
+    path = Path(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_FILES else name
+
 def _check_comparable(a: str | Path, b: str | Path) -> tuple[Tensor, Tensor]:
     "Counts of two evaluations, or `InputError` unless they are of the same images, labels and settings"
     (counts_a, about_a), (counts_b, about_b) = load_counts(a), load_counts(b)
+    for about in (about_a, about_b):
+        about["names"] = [_without_ending(name) for name in about["names"]]
     for key, words in dict(names="images", labels="labels", class_names="class names", void="reading of void").items():
         if about_a[key] != about_b[key]:
             raise InputError(f"evaluations {a} and {b} differ in their {words}; expected the same")
@@ -359,7 +369,9 @@ def _compare_parser() -> Arguments:
 def _run_comparison(args: Namespace):
     "Print the table of differences"
     _import_plugins(args.plugin or "")
-    if not Path(args.a).is_dir() and not Path(args.b).is_dir():
+    whole_number("resamples", args.resamples, 100, 10**6)
+    whole_number("seed", args.seed, 0, 2**63 - 1)
+    if not Path(args.a).expanduser().is_dir() and not Path(args.b).expanduser().is_dir():
         raise InputError(f"{args.a} and {args.b} are not there; expected two folders that semeda-evaluate wrote")
     print(comparison_table(args.a, args.b, args.resamples, args.level, args.seed))
 

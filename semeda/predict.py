@@ -28,7 +28,7 @@ from .reading import IMAGE_FILES, files_by_name
 from .segment import predict_image # noqa: F401 - for those who import it from here
 from .segment import predict_images, predict_tiles, read_photo
 from .sieve import sieve
-from .trained import TrainedNetwork, load_network
+from .trained import FORMAT, TrainedNetwork, load_network
 
 _all_ = ["load_network", "predict_image"] # of the rooms above, for those who import from here
 
@@ -62,6 +62,7 @@ def mask_files(
     photos: str | Path, # As for `find_photos`
     out: str | Path, # Folder of the masks; for a single photo also the `.png` to write
     names: Iterable[str], # From `find_photos`
+    overlay: bool = False, # Whether an overlay is written beside each
 ) -> dict[str, Path]: # Name -> mask file
     "Where the masks go"
     if "\0" in str(out):
@@ -70,7 +71,7 @@ def mask_files(
     if source.is_file() and folder.suffix.lower() == ".png":
         if folder.resolve() == source:
             raise InputError(f"out {out} is the photo itself; expected another file")
-        return _unless_other_pictures({name: folder for name in names})
+        return _unless_other_pictures({name: folder for name in names}, overlay)
     if folder.is_file():
         raise InputError(f"out {out} is a file; expected a folder or nothing")
     if folder.suffix.lower() in PHOTO_FILES and not folder.is_dir():
@@ -78,22 +79,28 @@ def mask_files(
     inside = source if source.is_dir() else source.parent
     if folder.resolve() == inside or source.is_dir() and inside in folder.resolve().parents:
         raise InputError(f"out {out} lies among the photos; expected another folder")
-    return _unless_other_pictures({name: folder/f"{name}.png" for name in names})
+    return _unless_other_pictures({name: folder/f"{name}.png" for name in names}, overlay)
 
 SOFTWARE = "semeda-predict" # what a mask says of itself, so that no other picture is written over
 
-def _unless_other_pictures(targets):
-    "Mask files; raises `InputError` where one of them is there and was not written here"
-    for path in targets.values():
-        if path.exists() and not _is_mask(path):
-            raise InputError(f"out {path} is there and no mask of {SOFTWARE}; expected another folder or file")
+def _overlay_file(mask):
+    "Where the overlay beside a mask goes"
+    return mask.with_name(f"{mask.stem}_overlay.jpg")
+
+def _unless_other_pictures(targets, overlay):
+    "Mask files; raises `InputError` where one of them, or its overlay, is there and was not written here"
+    masks = list(targets.values())
+    for path in [*masks, *(_overlay_file(mask) for mask in masks if overlay)]:
+        if path.exists() and not _is_own(path):
+            what = "mask" if path in masks else "overlay"
+            raise InputError(f"out {path} is there and no {what} of {SOFTWARE}; expected another folder or file")
     return targets
 
-def _is_mask(path):
-    "Whether a file is a mask that was written here"
+def _is_own(path):
+    "Whether a file is a mask or an overlay that was written here"
     try:
         with Image.open(path) as picture:
-            return picture.mode == "P" and picture.info.get("Software") == SOFTWARE
+            return SOFTWARE in (picture.info.get("Software"), picture.info.get("comment", b"").decode(errors="replace"))
     except (OSError, ValueError):
         return False
 
@@ -124,8 +131,8 @@ def _write(photo, mask, palette, path, overlay):
         about.add_text("Software", SOFTWARE)
         mask_picture(mask, palette).save(part, format="PNG", pnginfo=about)
     if overlay:
-        with replacing(path.with_name(f"{path.stem}_overlay.jpg")) as part:
-            overlay_picture(photo, mask, palette).save(part, format="JPEG", quality=90)
+        with replacing(_overlay_file(path)) as part:
+            overlay_picture(photo, mask, palette).save(part, format="JPEG", quality=90, comment=SOFTWARE)
 
 # %% ../nbs/50_predict.ipynb #831c571f
 def _read_or_error(path):
@@ -176,7 +183,7 @@ def predict_files(
 ) -> Predicted:
     "Segment photos and write their masks"
     found = find_photos(photos)
-    targets = mask_files(photos, out, found)
+    targets = mask_files(photos, out, found, overlay)
     probe_folder(Path(out).expanduser().parent if Path(out).suffix.lower() == ".png" else out, "out")
     names, result = list(found), Predicted()
     batches = [names[i:i + batch_size] for i in range(0, len(names), batch_size)]
@@ -268,6 +275,8 @@ def _export(args):
     path = Path(args.photos).expanduser()
     if path.is_dir():
         raise InputError(f"{path} is a folder; expected the file to write")
+    if path.exists() and FORMAT.encode() not in path.read_bytes():
+        raise InputError(f"{path} is there and no network that --export wrote; expected another file")
     probe_folder(path.parent, "folder of the export")
     report = export_network(load_network(args.run, plugins=args.plugin), path, args.export)
     print(f"{path}: {args.export}; largest difference to the network {report['difference']:.1e} of its largest logit, "
@@ -286,7 +295,7 @@ def _predict(args):
     if args.tile != -1 and args.tile != 0 and args.tile < 32:
         raise InputError(f"--tile is {args.tile}; expected at least 32")
     photos, out = args.photos, args.out
-    mask_files(photos, out, find_photos(photos))
+    mask_files(photos, out, find_photos(photos), args.overlay)
     if others := left_aside(photos):
         print(printable(f"{photos}: {_count(others, 'other file')} left aside, such as {others[0].name}"))
     network = load_network(args.run, _device(args.device), args.plugin)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['IMAGE_FORMATS', 'LABEL_FORMATS', 'MODES', 'Colour', 'VOID', 'CITYSCAPES_TRAIN_IDS', 'LABEL_MAPS', 'IMAGE_FILES',
-           'LABEL_FILES', 'upright', 'stored_size', 'check_bits', 'read_image', 'parse_size', 'read_numbers',
-           'check_num_classes', 'read_label_map', 'read_label', 'check_palettes', 'files_by_name', 'label_files',
-           'match_files', 'check_same_size']
+           'UNREAD_FILES', 'LABEL_FILES', 'upright', 'stored_size', 'check_bits', 'read_image', 'parse_size',
+           'read_numbers', 'check_num_classes', 'read_label_map', 'read_label', 'check_palettes', 'files_by_name',
+           'label_files', 'match_files', 'check_same_size']
 
 # %% ../nbs/20_reading.ipynb #a3717c67
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -292,7 +293,16 @@ def check_palettes(
 
 # %% ../nbs/20_reading.ipynb #69608884
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+UNREAD_FILES = (".gif", ".jp2", ".heic", ".heif", ".avif", ".pgm", ".pnm", ".jfif", ".dng", ".cr2", ".nef", ".arw")
 LABEL_FILES = (".png",)
+
+def _below(folder: Path) -> Iterator[Path]:
+    "The files below a folder, those of linked folders too"
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if any(real == os.path.realpath(above) for above in Path(place).parents if folder in (above, *above.parents)):
+            folders.clear() # a link to a folder above it
+        else: yield from (Path(place, name) for name in names)
 
 def files_by_name(
     folder: str | Path, # Must exist
@@ -303,10 +313,11 @@ def files_by_name(
     "Files of a folder by name; two files of one name are refused"
     folder = Path(folder)
     found: dict[str, Path] = {}
-    for file in sorted(folder.rglob("*") if recursive else folder.iterdir()):
+    for file in sorted(_below(folder) if recursive else folder.iterdir()):
         if any(part.startswith(".") for part in file.relative_to(folder).parts): continue # hidden, such as ._a.png
-        if file.suffix.lower() not in endings or not file.stem.endswith(suffix) or not file.is_file(): continue
-        name = str(file.relative_to(folder).with_name(file.stem.removesuffix(suffix)))
+        if file.suffix.lower() not in endings or not file.stem.endswith(suffix) or file.is_dir(): continue
+        if not file.exists(): raise InputError(f"{file} is a link to nothing; expected a file, or no link")
+        name = str(file.relative_to(folder).with_name(file.stem.removesuffix(suffix) or file.stem))
         if name in found:
             raise InputError(f"folder {folder} has {found[name].name} and {file.name}; expected one file of each name")
         found[name] = file
@@ -331,6 +342,8 @@ def match_files(
         if not given.is_dir():
             raise InputError(f"data_root has no folder {given}; expected images in {images} and labels in {labels}")
     pictures = files_by_name(images, IMAGE_FILES, image_suffix, recursive)
+    for other in files_by_name(images, UNREAD_FILES, image_suffix, recursive).values():
+        raise InputError(f"image {other} is not read; expected one of the endings {', '.join(IMAGE_FILES)}")
     masks = files_by_name(labels, LABEL_FILES, label_suffix, recursive)
     if not pictures:
         raise InputError(f"folder {images} has no images; expected files ending in {', '.join(IMAGE_FILES)}")

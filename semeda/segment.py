@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from .core import InputError
+from .core import InputError, whole_number
 from .crops import normalise
 from .reading import check_bits, read_image, upright
 from .sieve import sieve
@@ -135,7 +135,7 @@ def predict_tiles(
     batch_size: int = 4, # Tiles that go through the network together
 ) -> Tensor: # uint8, shape (H, W), on the network's device
     "Segment a photo at its full size, in overlapping tiles"
-    height, width = photo.shape[1:]
+    tile, (height, width) = whole_number("tile", tile, 1, 2**20), photo.shape[1:]
     tops, lefts = tile_starts(height, tile), tile_starts(width, tile)
     rows, columns = _cuts(tops, tile, height), _cuts(lefts, tile, width)
     places = [(y, x, *rows[i], *columns[j]) for i, y in enumerate(tops) for j, x in enumerate(lefts)]

@@ -472,3 +472,17 @@ def test_masks_with_nothing_to_tell_apart_are_refused(tmp_path, values, told):
         Image.fromarray(np.array([pixels], np.uint8)).save(tmp_path / "train" / kind / "a.png")
     with pytest.raises(InputError, match=told):
         load_data("folder", "train", tmp_path, num_classes=2)
+
+
+@pytest.mark.parametrize("values, told", [
+    ((0, 255), "hold class 0 alone and void, which is 255"), ((255, 255), "hold no class alone and void"), ((1, 1), ""),
+])
+def test_validation_masks_that_tell_nothing_are_refused(tmp_path, values, told):
+    "Such as those that were left at 0 and 255 while training masks are of 0 and 1"
+    for kind in ("images", "labels"):
+        save(tmp_path / "val" / kind / "a.png", np.array([values], np.uint8))
+    if told:
+        with pytest.raises(InputError, match=told):
+            load_data("folder", "val", tmp_path, num_classes=2)
+    else:
+        assert len(load_data("folder", "val", tmp_path, num_classes=2)) == 1

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import os
 import resource
@@ -632,7 +633,7 @@ def test_predictions_without_small_pieces(folders, tmp_path):
 def test_compare_command(folders, tmp_path, capsys):
     quiet(*folders, 3, tmp_path / "a", max_width=2)
     metrics = quiet(folders[1], folders[1], 3, tmp_path / "b", max_width=2)
-    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--resamples=50"]) == 0
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--resamples=100"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == "| | difference | low | high |" and lines[2].startswith("| mIoU (%) | +23.6 |")
     assert any(line.startswith("| excess holes an image | -0.50 |") for line in lines)
@@ -796,3 +797,32 @@ def test_masks_of_0_and_255_are_told(tmp_path, capsys):
     assert main([*given, *maps, f"--out={tmp_path / 'two'}"]) == 0
     told = capsys.readouterr()
     assert "hold no two classes" not in told.err and "mIoU 100.00" in told.out
+
+
+def test_classes_in_another_order_are_not_those_of_a_run(finished, tmp_path, monkeypatch):
+    def turned(dataset, split, **settings):
+        data = scenes(split, 4)
+        return dataclasses.replace(data, class_names=data.class_names[::-1], palette=data.palette[::-1])
+    monkeypatch.setattr("semeda.evaluate.load_data", turned)
+    with pytest.raises(InputError, match="dataset scenes has '.*' as class 0; expected '.*', as the run has"):
+        evaluate_run(finished.folder, tmp_path / "out", 5, split="val")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_compared_with_masks_of_another_framework(finished, tmp_path, capsys, monkeypatch):
+    data = scenes("val", 4)
+    files = [f"{i}.jpg" for i in range(4)]
+    monkeypatch.setattr("semeda.evaluate.load_data", lambda *_, **__: dataclasses.replace(data, files=files))
+    evaluate_run(finished.folder, tmp_path / "run", 5, split="val", void="ignore")
+    for kind in ("pred", "label"):
+        write(tmp_path / kind, {str(i): label.numpy() for i, label in enumerate(data.labels)})
+        for path in (tmp_path / kind).glob("*.png"): # predictions are of classes alone
+            mask = np.array(Image.open(path))
+            Image.fromarray(np.where((mask == 255) & (kind == "pred"), 0, mask).astype(np.uint8)).save(path)
+    evaluate_folders(tmp_path / "pred", tmp_path / "label", 7, tmp_path / "png", max_width=5,
+                     class_names=data.class_names)
+    assert main(["compare", str(tmp_path / "run"), str(tmp_path / "png")]) == 0
+    assert "mIoU" in capsys.readouterr().out
+    for wrong, words in ((["--resamples=1"], "resamples is 1; expected 100.."), ([f"--seed={10**20}"], "seed is")):
+        assert main(["compare", str(tmp_path / "run"), str(tmp_path / "png"), *wrong]) == 2
+        assert words in capsys.readouterr().err

@@ -486,3 +486,48 @@ def test_a_network_is_read_with_the_upsampling_that_it_was_written_with(tmp_path
     x = torch.randn(1, 3, 36, 44)
     with torch.no_grad():
         assert torch.equal(load_network(tmp_path / "net.safetensors").net(x), net(x))
+
+
+def test_an_overlay_is_not_written_over_another_picture(run, photos, tmp_path, capsys):
+    shutil.copy(photos / "a.png", tmp_path / "a.png")
+    asked = [str(run), str(tmp_path / "a.png"), str(tmp_path / "mask.png"), "--overlay"]
+    for _ in range(2): # its own is written anew
+        assert main(asked) == 0
+    scene(1).save(tmp_path / "mask_overlay.jpg")
+    before = snapshot(tmp_path)
+    assert main(asked) == 2 and snapshot(tmp_path) == before
+    assert "mask_overlay.jpg is there and no overlay of semeda-predict; expected another" in capsys.readouterr().err
+    assert main(asked[:-1]) == 0
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "safetensors"])
+def test_an_export_is_not_written_over_other_files(tmp_path, capsys, kind):
+    run = write_run(tmp_path / "run")
+    (tmp_path / "photo.jpg").write_bytes(b"mine")
+    before = snapshot(tmp_path)
+    for path in (run / "checkpoint.pt", tmp_path / "photo.jpg"):
+        assert main([str(run), str(path), "--export", kind]) == 2
+        assert f"{path} is there and no network that --export wrote; expected another file" in capsys.readouterr().err
+    assert snapshot(tmp_path) == before
+    for _ in range(2): # an export is written anew
+        assert main([str(run), str(tmp_path / "network.safetensors"), "--export", kind]) == 0
+
+
+def test_a_damaged_checkpoint_is_no_network(tmp_path):
+    from semeda.checkpoints import checkpoint_hash, init_weights
+    run = write_run(tmp_path / "run", config=CONFIG)
+    state = torch.load(run / "checkpoint.pt") | dict(config=CONFIG)
+    state["hash"] = checkpoint_hash(state)
+    torch.save(state, run / "best.pt")
+    assert load_network(run / "best.pt").num_classes == 11
+    state["net"]["head.branches.0.bias"][0] += 1
+    torch.save(state, run / "best.pt")
+    for read in (load_network, lambda path: init_weights(build_network("deeplab_v2", 11, **SETTINGS), path)):
+        with pytest.raises(InputError, match="best.pt is damaged; expected the content that its hash .* is of"):
+            read(run / "best.pt")
+
+
+@pytest.mark.parametrize("tile", [-8, 0.5, "x"])
+def test_tiles_that_are_none(network, photos, tile):
+    with pytest.raises(InputError, match="tile is"):
+        predict_image(network.net, photos / "a.png", tile=tile)

@@ -313,7 +313,7 @@ def test_a_mask_without_its_photograph_is_refused(tmp_path):
         (tmp_path / kind).mkdir()
         for name in ("a", "b"):
             Image.new("L", (4, 4)).save(tmp_path / kind / f"{name}.png")
-    (tmp_path / "images" / "b.png").rename(tmp_path / "images" / "b.gif")
+    (tmp_path / "images" / "b.png").rename(tmp_path / "images" / "b.txt")
     with pytest.raises(InputError, match="label .*b.png has no image; expected .*b with one of the endings .png, .jpg"):
         match_files(tmp_path / "images", tmp_path / "labels")
 
@@ -393,3 +393,30 @@ def test_palettes_are_checked_wherever_masks_belong_together(tmp_path):
     assert main([str(masks), str(tmp_path / "net.safetensors"), "--num-classes=2"]) == 2
     (tmp_path / "palette.txt").write_text("0 0 0\n128 0 0\n")
     assert evaluate_folders(masks, masks, 2, out, palette=tmp_path / "palette.txt")["miou"] == 1
+
+
+def test_linked_folders_are_read(tmp_path):
+    for kind in ("images", "labels"):
+        coloured(tmp_path / "elsewhere" / kind / "b.png", [[0, 1]], BLACK, RED)
+        coloured(tmp_path / kind / "a.png", [[0, 1]], BLACK, RED)
+        (tmp_path / kind / "street").symlink_to(tmp_path / "elsewhere" / kind, target_is_directory=True)
+        (tmp_path / kind / "round").symlink_to(tmp_path / kind, target_is_directory=True)
+        (tmp_path / "elsewhere" / kind / "up").symlink_to(tmp_path / kind, target_is_directory=True)
+    pairs = match_files(tmp_path / "images", tmp_path / "labels", recursive=True)
+    assert [image.relative_to(tmp_path / "images").as_posix() for image, _ in pairs] == ["a.png", "street/b.png"]
+    (tmp_path / "images" / "c.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(InputError, match="images/c.png is a link to nothing; expected a file, or no link"):
+        match_files(tmp_path / "images", tmp_path / "labels", recursive=True)
+
+
+def test_photographs_that_training_does_not_read_are_told(tmp_path):
+    for kind in ("images", "labels"):
+        coloured(tmp_path / kind / "a.png", [[0, 1]], BLACK, RED)
+        coloured(tmp_path / kind / "b.gif", [[0, 1]], BLACK, RED)
+    with pytest.raises(InputError, match="image .*b.gif is not read; expected one of the endings .png, .jpg"):
+        match_files(tmp_path / "images", tmp_path / "labels")
+
+
+def test_a_suffix_that_is_the_whole_name(tmp_path):
+    coloured(tmp_path / "0" / "mask.png", [[0, 1]], BLACK, RED)
+    assert list(files_by_name(tmp_path, suffix="mask", recursive=True)) == ["0/mask"]

@@ -1,6 +1,7 @@
 """Studies from an installed package: planned, killed and started again, and their pages; groups of photographs."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -545,3 +546,56 @@ def _without_yaml(call, *args):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "yaml", None)
         return call(*args)
+
+
+@pytest.mark.parametrize("name", ["ppce-s2", "better-s0"])
+def test_a_copy_of_a_result_is_no_other_run(tmp_path, name):
+    folder = with_results(tmp_path / "mine", {})
+    shutil.copy(folder / "ppce-s0.json", folder / f"{name}.json")
+    with pytest.raises(InputError, match=f"result .*{name}.json is mine/ppce-s0 with seed 0; expected the study, name"):
+        Study(folder)
+
+
+OWN = dict(study="own", rows=["table1_01", "a"], variants=dict(a=dict(loss="lovasz", lr=.01)), seeds=[0])
+
+
+def planned(tmp_path, capsys, files, *more):
+    "What `plan` says of study files"
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    status = study_run.main(["plan", *(str(tmp_path / name) for name in files), *more])
+    told = capsys.readouterr()
+    return status, told.out + told.err
+
+
+def test_a_parameter_of_all_runs_reaches_all_runs(tmp_path, capsys):
+    status, told = planned(tmp_path, capsys, {"own.json": OWN}, "--set", "lr=0.001")
+    assert status == 2 and "--set has lr '0.001', but row a has 0.01 of its own; expected --rows without it" in told
+    for more in (["--set", "lr=0.01"], ["--set", "lr=0.001", "--rows", "table1_01"], ["--set", "iterations=7"]):
+        assert planned(tmp_path, capsys, {"own.json": OWN}, *more)[0] == 0
+
+
+def test_folders_of_a_sweep(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MINE", str(tmp_path / "there"))
+    status, told = planned(tmp_path, capsys, {"own.json": OWN | dict(runs="$MINE/runs")})
+    assert status == 0 and f"{tmp_path}/there/runs/own/a-s0" in told and "$" not in told
+    status, told = planned(tmp_path, capsys, {"own.json": OWN | dict(results="$NOWHERE/runs")})
+    assert status == 2 and "results is '$NOWHERE/runs'; expected that environment variable to be set" in told
+    two = {"own.json": OWN | dict(runs="one"), "other.json": OWN | dict(study="other", runs="two")}
+    status, told = planned(tmp_path, capsys, two)
+    assert status == 2 and "has runs 'two', and another 'one'; expected the same in both, or --runs" in told
+    assert planned(tmp_path, capsys, two, "--runs", "three")[0] == 0
+
+
+def test_groups_of_which_one_holds_another(tmp_path, capsys):
+    status, told = planned(tmp_path, capsys, {"own.json": OWN | dict(dataset="camvid", groups=["Seq1", "Seq10"])})
+    assert status == 2 and "group Seq1 begins the name of group Seq10, whose images it would hold too" in told
+
+
+def test_groups_are_read_by_a_studys_file(tmp_path):
+    with_results(tmp_path / "mine_a", {})
+    (tmp_path / "file.json").write_text(json.dumps(dict(study="mine", groups=["a"], rows=["ppce"])))
+    assert read_groups(tmp_path / "file.json", tmp_path).rows() == ["ppce", "lovasz"]
+    (tmp_path / "none.json").write_text(json.dumps(dict(study="mine", rows=["ppce"])))
+    with pytest.raises(InputError, match="study .*none.json has no groups; expected one that has"):
+        read_groups(tmp_path / "none.json", tmp_path)

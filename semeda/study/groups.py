@@ -140,6 +140,9 @@ def read_groups(
 ) -> Groups:
     "Read the results of a study that has groups"
     config = read_study(name)
+    if not config.get("groups"):
+        raise InputError(f"study {name} has no groups; expected one that has")
+    name = config.get("study") or Path(name).stem
     folders = {group: results_folder(results)/f"{name}_{group}" for group in config["groups"]}
     found = {group: Results(folder) for group, folder in folders.items()}
     firsts = {}

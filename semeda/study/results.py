@@ -44,6 +44,7 @@ def load_study(
         row, _, seed = path.stem.rpartition("-s")
         if row in TABLE1:
             check_result(record, folder.name, path.stem)
+        _check_place(record, path, int(seed))
         record["config"] = completed(record["config"])
         if "diverged" in record:
             diverged.setdefault(row, {})[int(seed)] = record
@@ -53,6 +54,13 @@ def load_study(
     return found, diverged
 
 # %% ../../nbs/73_study_results.ipynb #956a2667
+def _check_place(record, path, seed):
+    "Raise InputError unless a result is in its place: a copy under another name would count as another run"
+    told, place = (record["study"], record["name"], record["config"].get("seed")), (path.parent.name, path.stem, seed)
+    if told != place:
+        raise InputError(f"result {path} is {told[0]}/{told[1]} with seed {told[2]}; expected the study, name and seed "
+                         "that its folder and file are called by")
+
 def _check_comparable(records):
     "Raise InputError unless the runs of a study had the same data and budget, and those of one row the same loss"
     firsts = {}

@@ -29,7 +29,7 @@ from ..run import read_metrics
 from .collect import collect
 from .plan import has_diverged, is_finished, plan, read_diverged
 from .settings import STUDIES, SWEEP, check_sweep, parameters, read_study
-from .settings import result_file, run_folder, runs, studies
+from .settings import result_file, run_folder, runs, studies, sweep_folders
 
 # %% ../../nbs/76_study_run.ipynb #0524a76d
 @contextmanager
@@ -251,17 +251,23 @@ def _read_studies(args):
     found, settings = [], dict(SWEEP)
     for name in args.studies:
         config = read_study(name)
+        own = SWEEP | {key: value for key, value in config.items() if key in SWEEP}
+        for key in ("runs", "results") if found else ():
+            if own[key] != settings[key] and getattr(args, key) is None:
+                raise InputError(f"study {name} has {key} {own[key]!r}, and another {settings[key]!r}; expected the "
+                                 f"same in both, or --{key}")
         settings |= {key: value for key, value in config.items() if key in SWEEP}
         found += [_narrowed(study, args) for study in studies(config)]
     given = dict(runs=args.runs, results=args.results, threads=args.threads)
     settings |= {key: value for key, value in given.items() if value is not None}
     check_sweep(settings)
-    return found, settings
+    return found, settings | dict(zip(("runs", "results"), sweep_folders(settings)))
 
 # %% ../../nbs/76_study_run.ipynb #25ff6cff
 def _narrowed(study, args):
     "A study with the rows, seeds and parameters of the command line"
-    changes = dict(budget=study["budget"] | _pairs(args.set))
+    given = _pairs(args.set)
+    changes = dict(budget=study["budget"] | given)
     rows, first = study["rows"], study["seeds"][0]
     if args.seeds is not None:
         try:
@@ -272,6 +278,11 @@ def _narrowed(study, args):
         if first not in seeds: # rows of one seed are not run with another, unless they are named
             rows = [row for row in rows if row not in study["one_seed"]]
     rows = args.rows.split(",") if args.rows is not None else rows
+    for row, name in ((row, name) for row in rows for name in given):
+        value = study["variants"].get(row, {}).get(name, given[name])
+        if str(value) != str(given[name]):
+            raise InputError(f"--set has {name} {given[name]!r}, but row {row} has {value!r} of its own; expected "
+                             "--rows without it, or a change of the study's file")
     changes |= dict(rows=rows, one_seed=[row for row in study["one_seed"] if row in rows])
     return studies(study | changes | dict(groups=[]))[0]
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STUDY', 'SWEEP', 'BASELINE', 'BEST', 'TABLE2', 'TARGETS', 'STUDIES', 'study_path', 'read_study', 'check_sweep',
-           'expanded', 'studies', 'runs', 'parameters', 'run_folder', 'result_file', 'results_folder']
+           'expanded', 'sweep_folders', 'studies', 'runs', 'parameters', 'run_folder', 'result_file', 'results_folder']
 
 # %% ../../nbs/70_study_settings.ipynb #4a89c31f
 import json
@@ -124,6 +124,10 @@ def _check_settings(study):
         _check_list(key, study[key], str, empty=key != "rows")
     for group in study["groups"]:
         _check_name("group", group)
+        longer = [other for other in study["groups"] if other != group and other.startswith(group)]
+        if longer:
+            raise InputError(f"group {group} begins the name of group {longer[0]}, whose images it would hold too; "
+                             "expected names of which none begins another")
 
 # %% ../../nbs/70_study_settings.ipynb #3f006f8c
 def _check_parameters(what, parameters, more=()):
@@ -168,10 +172,22 @@ def expanded(
     "A path as the system sees it"
     if path is not None and not isinstance(path, str):
         raise InputError(f"{key} is {path!r}; expected text")
-    full = os.path.expanduser(os.path.expandvars(path or ""))
+    full = _expanded(key, path or "")
+    return os.path.abspath(full) if full else ""
+
+def _expanded(key, path):
+    "A path with its environment variables and ~ in their places"
+    full = os.path.expanduser(os.path.expandvars(path))
     if "$" in full:
         raise InputError(f"{key} is {path!r}; expected that environment variable to be set")
-    return os.path.abspath(full) if full else ""
+    return full
+
+def sweep_folders(
+    settings: dict[str, Any], # With `runs` and `results`
+) -> tuple[str, str]: # Folder of the runs, and of the results
+    "Where runs and results of a sweep are, with environment variables and ~ in their places"
+    runs, results = (_expanded(key, str(settings[key])) for key in ("runs", "results"))
+    return runs, results
 
 # %% ../../nbs/70_study_settings.ipynb #4b5cfdf0
 def studies(
