@@ -354,6 +354,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'semeda.evaluate._image_numbers': ('scoring.html#_image_numbers', 'semeda/evaluate.py'),
                                  'semeda.evaluate._import_plugins': ('scoring.html#_import_plugins', 'semeda/evaluate.py'),
                                  'semeda.evaluate._listed': ('scoring.html#_listed', 'semeda/evaluate.py'),
+                                 'semeda.evaluate._matched': ('scoring.html#_matched', 'semeda/evaluate.py'),
                                  'semeda.evaluate._options': ('scoring.html#_options', 'semeda/evaluate.py'),
                                  'semeda.evaluate._other_data': ('scoring.html#_other_data', 'semeda/evaluate.py'),
                                  'semeda.evaluate._own_data': ('scoring.html#_own_data', 'semeda/evaluate.py'),

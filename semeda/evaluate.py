@@ -48,6 +48,15 @@ def _readings(num_classes: int, ignore_index: int, pred_map: str | Path, label_m
     of_prediction, of_label = (Reading(num_classes, ignore_index, label_map, colours) for label_map in maps)
     return of_prediction, of_label
 
+def _matched(pred: Path, label: Path, pred_suffix: str, label_suffix: str, resize: bool, by_colour: bool
+             ) -> dict[str, tuple[Path, Path]]:
+    "Predictions and labels by name; each with one palette, where their numbers are what is read"
+    pairs = match_masks(pred, label, pred_suffix, label_suffix, resize)
+    if not by_colour:
+        for what, files in zip(("prediction", "label"), zip(*pairs.values())):
+            check_palettes(files, what)
+    return pairs
+
 # %% ../nbs/38_scoring.ipynb #sv380002
 def _add_sieve(source: Source, min_area: Any) -> Source:
     "The same with pieces of the predictions under `min_area` pixels given to their neighbours"
@@ -92,14 +101,12 @@ def evaluate_folders(
     names, colours = read_class_names(class_names, num_classes), read_palette(palette, num_classes, with_void=True)
     of_pred, of_label = _readings(num_classes, ignore_index, pred_map, label_map, colours if palette else None)
     pred, label = Path(pred).expanduser(), Path(label).expanduser()
-    pairs = match_masks(pred, label, pred_suffix, label_suffix, resize=bool(resize))
+    pairs = _matched(pred, label, pred_suffix, label_suffix, bool(resize), by_colour=bool(palette))
     config = dict(pred=str(pred), label=str(label), num_classes=num_classes, ignore_index=ignore_index,
                   max_width=max_width, void=void, class_names=names)
     further = dict(pred_suffix=pred_suffix, label_suffix=label_suffix, pred_map=str(pred_map),
                    label_map=str(label_map), resize=resize)
     files = list(pairs.values())
-    for what, masks in dict(prediction=0, label=1).items() if not palette else ():
-        check_palettes((pair[masks] for pair in files), what)
     read = lambda i: read_masks(*files[i], of_pred, of_label, bool(resize))
     config |= {name: value for name, value in further.items() if value}
     source = Source(list(pairs), read, names, colours[:num_classes], config)
@@ -112,6 +119,7 @@ def _own_data(run_folder: str | Path, changes: dict) -> tuple[Any, Callable, dic
     about = dict(dataset=run.config.dataset, void=run.config.void, final_weights=run.metrics["final_weights"])
     return run.val_data, lambda i: run.predict(run.val_data.images[i]).cpu(), about
 
+# %% ../nbs/38_scoring.ipynb #e1df83be
 def _other_data(
     run_folder: str | Path, split: str, dataset: str, data_root: str, plugins: Sequence[str],
 ) -> tuple[Any, Callable, dict]:
@@ -222,6 +230,7 @@ def _image_numbers(folder: str | Path, column: str, images: int) -> list[float]:
         numbers = []
     return numbers if len(numbers) == images else []
 
+# %% ../nbs/38_scoring.ipynb #ab2f27bb
 def compare_evaluations(
     a: str | Path, # Folder of an evaluation
     b: str | Path, # Folder of another, of the same labels

@@ -81,6 +81,7 @@ def mask_files(
         raise InputError(f"out {out} lies among the photos; expected another folder")
     return _unless_other_pictures({name: folder/f"{name}.png" for name in names}, overlay)
 
+# %% ../nbs/50_predict.ipynb #e9a2747c
 SOFTWARE = "semeda-predict" # what a mask says of itself, so that no other picture is written over
 
 def _overlay_file(mask):
@@ -100,7 +101,8 @@ def _is_own(path):
     "Whether a file is a mask or an overlay that was written here"
     try:
         with Image.open(path) as picture:
-            return SOFTWARE in (picture.info.get("Software"), picture.info.get("comment", b"").decode(errors="replace"))
+            told = picture.info.get("Software"), picture.info.get("comment") # of a PNG text, of a JPEG bytes
+            return SOFTWARE in told or SOFTWARE.encode() in told
     except (OSError, ValueError):
         return False
 

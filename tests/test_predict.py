@@ -531,3 +531,12 @@ def test_a_damaged_checkpoint_is_no_network(tmp_path):
 def test_tiles_that_are_none(network, photos, tile):
     with pytest.raises(InputError, match="tile is"):
         predict_image(network.net, photos / "a.png", tile=tile)
+
+
+def test_a_picture_with_a_comment_of_its_own_is_not_written_over(run, photos, tmp_path, capsys):
+    from PIL.PngImagePlugin import PngInfo
+    about = PngInfo()
+    about.add_text("comment", "mine")
+    scene(1).save(tmp_path / "mask.png", pnginfo=about)
+    assert main([str(run), str(photos / "a.png"), str(tmp_path / "mask.png")]) == 2
+    assert "mask.png is there and no mask of semeda-predict" in capsys.readouterr().err

@@ -72,6 +72,7 @@ def _check_comparable(records):
         if row in TABLE1:
             check_alike(firsts.setdefault("table", other), other, settings_of(other, METHOD))
 
+# %% ../../nbs/73_study_results.ipynb #9734044f
 def settings_of(
     record: dict, # A result
     without: Iterable[str], # Names to leave out
