@@ -6,7 +6,12 @@ Forward and backward of each loss on random logits of 21 classes, and a training
 paper (`benchmarks.step`), at 321x321. All losses of `semeda.loss_registry.LOSSES`, each as `-p loss NAME` builds it
 (one that is added stands on PPCE), and those of --losses. Ratios are to PPCE. Losses that need an edge head, or a
 package that is not installed, are left out with the reason. Writes results/bench/losses-DEVICE.json.
+
+On a CPU, what a step takes without its loss is the same for every loss and scatters by more than most losses take. So
+it is the median over all steps of the case, and the loss is timed within each step: forward, and back to the logits.
+On a GPU the two overlap, and the step is timed as a whole.
 """
+import statistics
 import sys
 
 import torch
@@ -16,7 +21,7 @@ from semeda.edge_net import shipped_edge_net
 from semeda.loss_registry import LOSSES, build_loss, default_lambdas, has_edge_head, loss_label
 
 from .step import CLASSES, PPCE, Step
-from .timing import MIB, parse, parser, peak_extra, regions, rows_of, show, take_turns, write
+from .timing import MIB, milliseconds, parse, parser, peak_extra, regions, rows_of, show, take_turns, write
 
 MORE = ("smp.LovaszLoss+edge_iou", "smp.LovaszLoss+edge_iou(false_weight=2)",
         "smp.LovaszLoss+trimap_lovasz", # combinations that the study of losses has
@@ -40,9 +45,14 @@ def registered(more):
     return found, missing
 
 
-def measure(case, ways, missing, args):
-    "Rows of one case, with those that were left out"
+def measure(case, ways, missing, args, around=None):
+    """Rows of one case, with those that were left out
+
+    Ways that take the time of the loss alone add that of what is around it, in seconds, to the list `around`."""
     times = take_turns(ways, args, warm=1)
+    if around:
+        rest = 1000 * statistics.median(around)
+        times = {name: [rest + of_loss for of_loss in mine] for name, mine in times.items()}
     extra = {name: peak_extra(way, args.device) / MIB for name, way in ways.items()}
     rows = rows_of(case, times, PPCE, extra_mib=extra)
     return rows + [dict(case=case, way=name, ms=None, note=note) for name, note in missing.items()]
@@ -57,6 +67,27 @@ def alone(losses, batch, side, device):
     return {name: way(loss.to(device)) for name, loss in losses.items()}
 
 
+def parted(step, around):
+    "Steps that return the seconds of their loss, and add those of the rest to the list `around`"
+    def way(loss):
+        def run():
+            found = {}
+            def of_loss():
+                found["back"], = torch.autograd.grad(loss(found["leaf"], step.labels), found["leaf"])
+            def forward():
+                found["logits"] = step.logits(step.net)
+                found["leaf"] = found["logits"].detach().requires_grad_()
+            def back():
+                found["logits"].backward(found["back"])
+                step.optimizer.step()
+                step.optimizer.zero_grad()
+            first, own, last = (milliseconds(part, step.device) / 1000 for part in (forward, of_loss, back))
+            around.append(first + last)
+            return own
+        return run
+    return {name: way(loss) for name, loss in step.losses.items()}
+
+
 def main(argv=None):
     found = parser("losses", __doc__, 12, 60.)
     found.add_argument("--losses", nargs="*", default=MORE, help=f"further expressions [{' '.join(MORE)}]")
@@ -68,7 +99,9 @@ def main(argv=None):
     for backbone in args.backbones[:1] if args.quick else args.backbones:
         step = Step(backbone, "float32", batch, side, args.device, losses)
         case = f"step, {backbone}, {batch}x3x{side}x{side}, float32"
-        rows += measure(case, step.ways(False), missing, args)
+        around = []
+        ways = parted(step, around) if args.device == "cpu" else step.ways(False)
+        rows += measure(case, ways, missing, args, around)
         step.check_finite()
     show(f"losses, {args.device}, {args.threads} threads", rows)
     write("losses", args, rows, ["segmentation-models-pytorch"], batch=batch, side=side, classes=CLASSES)
