@@ -94,7 +94,7 @@ class _NetworkParameters(_LossParameters):
         None, "where the ResNet has its strides, and how images are scaled", STYLES)
     batch_norm: str = parameter(None, "what of batch-norm is trained", BATCH_NORM)
     init_weights: str = parameter(
-        "", "checkpoint with torchvision's ResNet keys, of DeepLab, or checkpoint.pt of a run")
+        "", "imagenet: torchvision's, fetched once; or a file with its keys or DeepLab's, or checkpoint.pt of a run")
     init_style: str = parameter("", "style of the initial weights, where their file does not tell it", STYLES)
 
 # %% ../nbs/44_config.ipynb #d004e23a

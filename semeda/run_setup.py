@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 # %% ../nbs/47_run_setup.ipynb #18207304
-from .checkpoints import init_weights, weights_line
+from .checkpoints import IMAGENET, imagenet_file, init_weights, weights_line
 from .config import image_size_of, resolve, unused_settings
 from .core import BAR, InputError, probe_folder, progress_bar, provenance, weights_hash, write_json
 from .data import TrainingCrops, load_data
@@ -99,6 +99,11 @@ class _RunInputs:
             probe_space(self.folder, self.net)
 
 # %% ../nbs/47_run_setup.ipynb #392a3f5c
+def _has_no_statistics(net):
+    "Whether its batch-norm layers are as they were made"
+    norms = [norm for norm in net._norms() if norm.track_running_stats]
+    return bool(norms) and not any(norm.running_mean.any() or (norm.running_var != 1).any() for norm in norms)
+
 class _RunParts(_RunInputs):
     "How the parts of a run are made from its parameters"
     def _read_split(self, split):
@@ -121,12 +126,21 @@ class _RunParts(_RunInputs):
         if self.config.init_style and not self.config.init_weights:
             raise InputError(f"init_style is {self.config.init_style!r} without init_weights; expected nothing")
         if not self.config.init_weights:
+            self._tell_statistics()
             return None
-        path = Path(self.config.init_weights).expanduser()
+        named = self.config.init_weights == IMAGENET
+        path = imagenet_file(self.config.backbone) if named else Path(self.config.init_weights).expanduser()
         report = init_weights(self.net, path, self.config.init_style)
         if self.progress:
             print(weights_line(report, path), file=sys.stderr)
         return report
+
+    def _tell_statistics(self):
+        "Say it where batch-norm is frozen that was never trained"
+        kept, begins = self.config.batch_norm, self._writes and not self.config.resume
+        if self.progress and begins and kept != "trained" and _has_no_statistics(self.net):
+            print(f"batch_norm is {kept!r}, and the network begins with random weights, which have no statistics to "
+                  f"keep; consider init_weights {IMAGENET}, or batch_norm trained", file=sys.stderr)
 
     def _initial_hash(self):
         "The hash of the weights that the run begins with"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from semeda.checkpoints import imagenet_file
 from semeda.core import InputError
 from semeda.data import draw_scene, scenes
 from semeda.edge_net import EdgeNet
@@ -336,6 +337,40 @@ def test_a_finished_run_opens_without_its_initial_weights(tmp_path, few_scenes):
     assert opened.metrics["miou"] == run.metrics["miou"]
     assert opened.record["initial_weights"] == run.record["initial_weights"]
     assert opened.init_report == run.init_report
+
+
+def test_weights_of_imagenet_are_fetched_by_name(tmp_path, few_scenes, monkeypatch, capsys):
+    from urllib.error import URLError
+
+    import torchvision
+    def no_network(url, file, *more):
+        raise URLError("no network")
+    def fetch(url, file, digits, progress):
+        assert url.endswith("/resnet18-f37072fd.pth") and digits == "f37072fd"
+        fetched.append(torchvision.models.resnet18().state_dict())
+        torch.save(fetched[-1], file)
+    fetched, given = [], SMALL | dict(loss="ppce", runs=str(tmp_path / "runs"), init_weights="imagenet")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    with pytest.raises(InputError, match=r"no network.*; expected a connection, or that file in .*hub/checkpoints"):
+        train_run(None, **given)
+    assert not (tmp_path / "runs").exists()
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    run = train_run(None, **given)
+    first = Run(None, **given | dict(name="again"))
+    assert len(fetched) == 1 and torch.equal(first.net.backbone.conv1.weight, fetched[0]["conv1.weight"])
+    assert load_run(run.folder).record["initial_weights"] == first.record["initial_weights"]
+    with pytest.raises(InputError, match="'imagenet' and backbone 'se_resnet50'; expected a backbone of torchvision"):
+        imagenet_file("se_resnet50")
+
+
+@pytest.mark.parametrize("batch_norm, told", [("frozen", True), ("affine", True), ("trained", False)])
+def test_frozen_statistics_of_random_weights_are_told(tmp_path, few_scenes, capsys, batch_norm, told):
+    args = [*arguments(tmp_path / "x", loss="ppce"), f"--batch-norm={batch_norm}", "--iterations=1"]
+    assert main(args) == 0
+    assert ("random weights, which have no statistics to keep" in capsys.readouterr().err) == told
+    assert main([*args, "--iterations=2", "--resume"]) == 0
+    assert "no statistics" not in capsys.readouterr().err
 
 
 def test_patience_is_at_its_end_after_a_kill_too(tmp_path, few_scenes):

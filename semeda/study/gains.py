@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core import InputError, escape, markdown_table, read_json
-from ..loss_registry import needs_edge_net, parse_loss
+from ..loss_registry import loss_label, needs_edge_net, parse_loss
 from .groups import SCORES, Difference, Groups, difference_text, differences
 from .groups import over_groups, over_pairs, values_of
 from .settings import results_folder
@@ -63,8 +63,12 @@ def _score_text(groups, row, score):
         return f"{score.scale * statistics.mean(values):.{score.digits}f}" if values else "not run"
     return difference_text(over_pairs(differences(groups, baseline, row, score)), score)
 
-def _without_weight(label):
-    "The label of a loss, whatever its weight"
+def _without_weight(groups, row):
+    "What a row's loss is called, whatever its weight"
+    try:
+        label = loss_label(groups.config(row)["loss"])
+    except InputError: # of somebody else's package, which is not here
+        label = groups.label(row)
     return re.sub(r" \(weight [^;)]*\)", "", label)
 
 # %% ../../nbs/78_study_gains.ipynb #d331d25e
@@ -75,10 +79,9 @@ def losses_table(
     "The baseline's scores, and the differences of the other rows to it"
     lines = []
     for row in groups.rows():
-        label = groups.label(row)
         scores = [_score_text(groups, row, score) for score in SCORES.values()]
-        cost = (costs or {}).get(_without_weight(label), ("", "")) # it costs the same with any weight
-        lines.append([label, *scores, _pairs_text(groups, row), *cost, needs(groups.config(row)["loss"])])
+        cost = (costs or {}).get(_without_weight(groups, row), ("", "")) # it costs the same with any weight
+        lines.append([groups.label(row), *scores, _pairs_text(groups, row), *cost, needs(groups.config(row)["loss"])])
     head = ["", *(score.label for score in SCORES.values()), "runs in groups", "ms a step", "MiB", "needs"]
     return markdown_table(head, lines) if lines else "no results yet"
 
@@ -227,7 +230,7 @@ def weights_table(
         chosen = best_weight(groups, rows)
         weights = [_weight(groups.config(row)) for row in rows]
         texts = [f"**{text(row)}**" if row == chosen else text(row) for row in rows]
-        lines.append([_without_weight(groups.label(chosen)), *texts])
+        lines.append([_without_weight(groups, chosen), *texts])
     if not lines:
         return "no results yet"
     baseline = groups.baseline()
@@ -244,12 +247,14 @@ def best(
     score: str, # Of `SCORES`
     allowed: Callable[[str], bool] = lambda loss: True, # Loss expression -> whether it may be chosen
 ) -> tuple[str, Difference] | None: # Row and its difference to the baseline
-    "The row that is furthest ahead of the baseline; of those with the interval above 0, where there are any"
+    "The row that is furthest ahead of the baseline, of those in most groups; with the interval above 0, where any has"
     baseline, found = groups.baseline(), []
     for row in groups.rows() if baseline else ():
         difference = over_pairs(differences(groups, baseline, row, SCORES[score]))
         if row != baseline and difference and allowed(groups.config(row)["loss"]):
             found.append((row, difference))
+    most = max((difference.groups for _, difference in found), default=0) # one street says little
+    found = [(row, difference) for row, difference in found if difference.groups == most]
     better = SCORES[score].better
     shown = [item for item in found if _shown(item[1]) and better * item[1].mean > 0]
     return max(shown or found, key=lambda item: better * item[1].mean, default=None)

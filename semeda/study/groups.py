@@ -119,7 +119,7 @@ class Groups:
     def label(self, row: str) -> str:
         "What a row's loss is called, with the settings that are not the usual ones"
         config = self.config(row)
-        settings = {name: config[name] for name in ("norm", "reduction") if name in config}
+        settings = {name: config[name] for name in ("lambdas", "relu", "norm", "reduction") if name in config}
         try:
             label = html.escape(loss_label(config["loss"], **settings), quote=False)
         except InputError: # of somebody else's package, which is not here
