@@ -254,6 +254,21 @@ def _checked(tensors, places, net, name):
     return found
 
 # %% ../nbs/26_checkpoints.ipynb #a32cf49c
+def _blocks(keys):
+    "The blocks of each layer of a ResNet"
+    found = {}
+    for match in filter(None, (re.search(r"\b(layer\d)\.(\d+)\.", key) for key in keys)):
+        found.setdefault(match[1], set()).add(int(match[2]))
+    return found
+
+def _check_blocks(names, net, name):
+    "Raise `InputError` for a ResNet of another depth: of the blocks of a layer some would stay random, or be left out"
+    given, own = _blocks(names), _blocks(key for key in net.state_dict() if key.startswith(net.trunk))
+    for layer in sorted(given.keys() & own.keys()):
+        if len(given[layer]) != len(own[layer]):
+            raise InputError(f"{name} has {len(given[layer])} blocks in {layer}; expected {len(own[layer])}, as the "
+                             "network: is it of another backbone?")
+
 def _is_initial(weight):
     "Whether a branch of the head looks as if it were never trained"
     return abs(weight.std() / .01 - 1) < .02 and abs(weight.mean()) < 1e-3
@@ -297,6 +312,7 @@ def init_weights(
         proven = _style_of_run(saved, path) or ("" if _has_bottlenecks(names.values()) else "torchvision")
     ours = {names[key]: value for key, value in tensors.items() if key in names}
     style, known_by = _agreed_style(name, layout, proven, init_style, ours, net.style)
+    _check_blocks(ours, net, name)
     found = _checked(tensors, places, net, name)
     net.load_state_dict(found, strict=False)
     _warn_of_untrained_branches(found, name)

@@ -267,10 +267,12 @@ def _settings_of_row(row):
     return {k: v for k, v in settings.items() if v is not None and k != "reported"}
 
 def _with_row(given):
-    "Parameters with those of their row, whose loss they must not contradict"
+    "Parameters with those of their row, which they must not contradict"
     settings = _settings_of_row(given["row"])
-    if given.get("loss", settings["loss"]) != settings["loss"]:
-        raise InputError(f"row is {given['row']} but loss is {given['loss']}; expected {settings['loss']} or no row")
+    for name, value in settings.items():
+        own = given.get(name, value)
+        if (list(own) if isinstance(own, (tuple, list)) else own) != value:
+            raise InputError(f"row is {given['row']} but {name} is {own}; expected {value} or no row")
     return settings | given
 
 # %% ../nbs/44_config.ipynb #2b44061e

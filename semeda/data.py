@@ -28,7 +28,7 @@ from .core import InputError, Registry, known, load_object, one_line, some
 from .crops import CAFFE_MEAN, IMAGENET_MEAN, IMAGENET_STD, RandomScale, TrainingCrops  # noqa: F401
 from .crops import normalise, training_transform  # noqa: F401
 from .reading import VOID, check_num_classes, check_palettes, check_same_size, match_files  # noqa: F401
-from .reading import read_image, read_label, stored_size
+from .reading import LABEL_FILES, files_by_name, read_image, read_label, stored_size
 from .splits import SPLITS, Files, SegmentationData, check_split, make_split, voc_palette  # noqa: F401
 from .scenes import HUES, SCENE_CLASSES, SCENE_PALETTE, SHAPES, draw_scene, scenes  # noqa: F401
 from .torchvision_data import TRAIN_AUG_LISTS, VOC_CLASSES, VOC_VOID_COLOUR, Pairs, cityscapes  # noqa: F401
@@ -101,6 +101,11 @@ def _named_files(images: Path, labels: Path) -> list[Named]:
     pairs = match_files(images, labels, recursive=True)
     return [(image.relative_to(images).as_posix(), image, label) for image, label in pairs]
 
+def _all_labels(folders: dict[str, tuple[Path, Path]]) -> list[Path]:
+    "The label files of both splits, as far as they are there: a number must mean the same in all of them"
+    return [file for _, labels in folders.values() if labels.is_dir()
+            for file in files_by_name(labels, LABEL_FILES, recursive=True).values()]
+
 def _read_split(
     name: str, # Of the dataset
     folders: dict[str, tuple[Path, Path]], # Split -> folder of images, folder of labels
@@ -119,7 +124,7 @@ def _read_split(
         both = [file for part in there for file in _named_files(*folders[part])] # one of them is enough
         files = split_by_group(both, split, val_group)
     else: files = _named_files(*folders[split])
-    check_palettes(label for _, _, label in files)
+    check_palettes(_all_labels(folders))
     read = partial(_read_checked, num_classes=len(class_names), void=void, size=size)
     images, labels = _read_pairs([(image, label) for _, image, label in files], read, progress)
     _check_classes(labels, void, files[0][2].parent, split)

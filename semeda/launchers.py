@@ -152,4 +152,7 @@ def launch(
     except (MisconfigurationException, RuntimeError, TypeError, ValueError) as e:
         raise InputError(f"devices is {config.devices}, num_nodes {config.num_nodes}, strategy {config.strategy!r}: "
                          f"{one_line(e)}") from None
+    if config.precision == "16-mixed" and fabric.device.type == "cpu":
+        raise InputError("precision is '16-mixed' on a CPU, which would compute in bfloat16; expected bf16-mixed or "
+                         "32-true")
     return fabric

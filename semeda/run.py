@@ -26,7 +26,8 @@ from filelock import FileLock, Timeout
 
 from .checkpoints import checkpoint_hash, read_checkpoint
 from .config import MAY_DIFFER, Config, completed
-from .core import InputError, one_line, read_json, replacing
+from .core import InputError, one_line, read_json, replacing, weights_hash
+from .edge_net_files import SHIPPED, load_edge_net
 from .loss_registry import TERMS, loss_slug
 
 # %% ../nbs/46_run.ipynb #35f4910a
@@ -136,7 +137,7 @@ def check_nothing_lost(
 ):
     "Raise `InputError` where a run would begin anew over its own checkpoint, unasked"
     asked = config.resume or config.overwrite
-    if not asked and run_state(folder) == "started" and (folder/"checkpoint.pt").is_file():
+    if not asked and run_state(folder) in ("started", "diverged") and (folder/"checkpoint.pt").is_file():
         raise InputError(f"run folder {folder} holds this run up to a checkpoint; expected resume, which goes on from "
                          "it, or overwrite, which begins anew")
 
@@ -162,8 +163,18 @@ def finished_metrics(
     if config.overwrite or run_state(folder) != "finished":
         return None
     check_run_folder(folder, dict(config=asdict(config)))
-    kept = read_record(folder)["config"]
-    return read_metrics(folder) if kept.get("iterations") == config.iterations else None
+    record = read_record(folder)
+    _check_own_edge_net(config, record)
+    return read_metrics(folder) if record["config"].get("iterations") == config.iterations else None
+
+def _check_own_edge_net(config, record):
+    "Raise `InputError` where the file of a finished run's Edge net holds another one now"
+    began = (record.get("edge_net") or {}).get("weights")
+    if not began or not Path(config.edge_net).is_file() or config.edge_net in SHIPPED:
+        return
+    if (weights := weights_hash(load_edge_net(config.edge_net))) != began:
+        raise InputError(f"edge_net {config.edge_net} has weights {weights}; expected {began}, those of the finished "
+                         "run; overwrite takes its place")
 
 # %% ../nbs/46_run.ipynb #5518914f
 _HELD: dict[Path, FileLock] = {}

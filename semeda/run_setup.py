@@ -55,6 +55,15 @@ from semeda.run import (
 from .settings import write_settings
 
 # %% ../nbs/47_run_setup.ipynb #818dbf86
+def _check_same_classes(train, val):
+    "Raise `InputError` where a class number means something else in validation"
+    for number, (a, b) in enumerate(zip(train.class_names, val.class_names)):
+        if a != b:
+            raise InputError(f"dataset {train.name} calls class {number} {b!r} in val; expected {a!r}, as in train")
+    if train.num_classes != val.num_classes:
+        raise InputError(f"dataset {train.name} has {val.num_classes} classes in val; expected {train.num_classes}, "
+                         "as in train")
+
 class _RunInputs:
     "What a run reads: parameters, data, network, initial weights"
     _writes = True # whether its folder must be writable
@@ -74,6 +83,7 @@ class _RunInputs:
         self.progress = progress if self.fabric.is_global_zero else None
         self.history, self.metrics, self.edge_net, self.optimizer = [], {}, None, None
         self._random_states, self._as_long = None, True
+        self._extended_from, self._to_validate = [], False
         self.loggers, self._seconds, self._measured = Loggers([], self.folder, {}), [], (None, None)
         run_on_all_ranks(self.fabric, self._read)
 
@@ -84,6 +94,7 @@ class _RunInputs:
         logger_names(config.logger)
         self._check_unused()
         self.train_data, self.val_data = self._read_split("train"), self._read_split("val")
+        _check_same_classes(self.train_data, self.val_data)
         if self._writes:
             self._try_loss()
         torch.manual_seed(config.seed)
@@ -197,7 +208,10 @@ class _RunLoss(_RunParts):
     def _try_loss(self):
         "Build the loss on an untrained Edge net, so that a wrong setting is told before anything is written"
         needs = needs_edge_net(self.config.loss)
-        self._build_loss(EdgeNet(self.train_data.num_classes).requires_grad_(False) if needs else None)
+        loss = self._build_loss(EdgeNet(self.train_data.num_classes).requires_grad_(False) if needs else None)
+        if trained := [name for name, value in loss.named_parameters() if value.requires_grad]:
+            raise InputError(f"loss {self.config.loss} has the parameter {trained[0]}, which would not be trained; "
+                             "expected a loss without trainable parameters")
 
     def _build_loss(self, edge_net):
         "The loss with its settings"
@@ -243,6 +257,11 @@ class _RunFiles(_RunLoss):
             check_run_folder(self.folder, self.record)
 
 # %% ../nbs/47_run_setup.ipynb #8d5fcd41
+def _extensions(state, config):
+    "The numbers of steps that a run was to have before, of a checkpoint from which it goes on"
+    before, length = state.get("extended_from") or [], state.get("config", {}).get("iterations", config.iterations)
+    return before if length == config.iterations else [*before, length]
+
 class _RunRecord(_RunFiles):
     "What a run writes before it trains"
     def _record_edge_net(self):
@@ -260,6 +279,16 @@ class _RunRecord(_RunFiles):
         some = [labels[i] for i in range(min(20, len(labels)))]
         self.record["edge_net"] = dict(weights=weights, f1=edge_f1(self.edge_net, some))
 
+    def _tell_extension(self, lengths):
+        "Write down, and say, that a run is made longer than it began"
+        if not lengths:
+            return
+        self.record["extended_from"] = lengths
+        if self.progress and lengths[-1] != self.config.iterations:
+            print(f"resume: {self.folder} was to end after {lengths[-1]} steps, and its learning rate fell towards 0 "
+                  f"there; it rises again now, so this is another run than one of {self.config.iterations} steps",
+                  file=sys.stderr)
+
     def _make_folder(self):
         "The run folder with its settings, and without what an earlier start has left"
         if not self.fabric.is_global_zero:
@@ -267,7 +296,9 @@ class _RunRecord(_RunFiles):
         goes_on = self.config.resume and not self.config.overwrite
         checkpoint = self.folder/"checkpoint.pt"
         if goes_on and checkpoint.is_file(): # refused before anything is removed
-            check_checkpoint(read_run_checkpoint(checkpoint), self.record, checkpoint)
+            state = read_run_checkpoint(checkpoint)
+            check_checkpoint(state, self.record, checkpoint)
+            self._tell_extension(_extensions(state, self.config))
         make_folder(self.folder)
         clear_run(self.folder, [name for name in FILES if not (goes_on and name in GOES_ON)])
         if not goes_on:
@@ -288,7 +319,8 @@ class _RunCheckpoints(_RunRecord):
             class_names=list(data.class_names), palette=[[int(c) for c in colour] for colour in data.palette],
             image_size=image_size_of(self.config),
             edge_net=record.get("edge_net"), data=record["data"], initial_weights=record["initial_weights"],
-            history=self.history)
+            loss={} if needs_edge_net(self.config.loss) else self.loss.state_dict(), history=self.history,
+            extended_from=self._extended_from, to_validate=self._to_validate)
 
     def _write_state(self, step, best=False):
         "Rank zero writes history.csv and a checkpoint"
@@ -361,9 +393,12 @@ class RunSetup(_RunTraining):
             return 0
         self.history = state["history"]
         self._as_long = state.get("config", {}).get("iterations") == self.config.iterations
+        self._extended_from, self._to_validate = _extensions(state, self.config), state.get("to_validate", False)
         load_weights(self.net, state["net"], self.folder/name)
         if self.optimizer:
             self.optimizer.load_state_dict(state["optimizer"])
+        if state.get("loss") and self.optimizer:
+            self.loss.load_state_dict(state["loss"])
         if state.get("precision"):
             self.fabric.strategy.precision.load_state_dict(state["precision"])
         self._random_states = state["random"] # set when the loader has begun, which draws a number

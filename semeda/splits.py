@@ -66,11 +66,13 @@ def pixels_fingerprint(
     return content_hash(*images, *labels)
 
 def files_fingerprint(
-    *sequences: Files, # Images and labels of a split
+    images: Files, # Of a split
+    labels: Files, # Of the same split
 ) -> str: # 16 hexadecimal digits
-    "Hash of the names and sizes of files"
+    "Hash of the names and sizes of files, and of the labels' bytes"
     digest = Digest()
-    for f in (f for s in sequences for f in s.files): digest.update(f"{f.name} {f.stat().st_size}")
+    for f in (*images.files, *labels.files): digest.update(f"{f.name} {f.stat().st_size}")
+    for f in labels.files: digest.update(f.read_bytes())
     return digest.hexdigest()
 
 # %% ../nbs/21_splits.ipynb #04f7e6f3

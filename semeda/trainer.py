@@ -91,6 +91,16 @@ class _RunSteps(_RunLog):
         self._wrapped_optimizer.zero_grad()
         return dict(loss=loss.detach(), **self.loss.terms)
 
+    def _try_to_validate(self, step):
+        "Validate; after an error the steps are kept, so that `resume` validates them again"
+        try:
+            return self._validate(step)
+        except Exception:
+            if self.fabric.world_size == 1: # else one process alone may have failed
+                self._to_validate = True
+                self.save(step)
+            raise
+
     def _train_from(self, start):
         "The steps after a step"
         means, timer = RunningMeans(), Timer()
@@ -102,7 +112,7 @@ class _RunSteps(_RunLog):
                 validated, saved = self._is_validated(step), self._is_saved(step)
                 if validated or saved or step % self.config.log_every == 0:
                     self._log(step, means, bar)
-                    enough = validated and self._validate(step)
+                    enough = validated and self._try_to_validate(step)
                     self.loggers.log(self.history[-1], step)
                     if saved or enough or (validated and self._since_best() == 0): # best.pt is never the newer one
                         self.save(step)
@@ -124,6 +134,9 @@ class _RunLoop(_RunSteps):
             if self.fabric.is_global_zero:
                 self.loggers = Loggers(logger_names(self.config.logger), self.folder, self.record["config"])
             start = self.load() if self.config.resume and not self.config.overwrite else 0
+            if start and self._to_validate: # where an earlier start ended in an error
+                self._validate(start)
+                self._to_validate = False
             if not (start and self._as_long and "val_miou" in self.history[-1] and self._has_enough()):
                 self._train_from(start)
 
@@ -227,6 +240,8 @@ class Run(_RunFigures):
         self.metrics = entries | dict(
             iterations=self.config.iterations, val_images=len(self.val_data), final_weights=weights,
             last_losses=self._last_losses(), cost=self._cost())
+        if self._extended_from:
+            self.metrics["extended_from"] = self._extended_from
         if self._last_step() < self.config.iterations:
             self.metrics["stopped_at"] = self._last_step()
         self.loggers.log({f"final_{name}": value for name, value in history_values(entries).items()}, self._last_step())
@@ -308,8 +323,10 @@ def _train_from_arguments(argv):
     config = resolve(**given)[0]
     if metrics := _finished(config):
         if is_reporting_process():
-            print(f"{_score_line(run_folder(config), metrics)}; finished already: --resume with more --iterations "
-                  "goes on, --overwrite trains again")
+            extended = [f"extended from {length} steps" for length in metrics.get("extended_from", [])[-1:]]
+            print(f"{_score_line(run_folder(config), metrics)}; "
+                  f"{', '.join(['finished already, photographs not compared', *extended])}: "
+                  "--resume with more --iterations goes on, --overwrite trains again")
         return
     run = train(**given)
     if run.fabric.is_global_zero:

@@ -14,17 +14,17 @@ from tests.conftest import real_data
 
 
 def test_init_weights_reports(tmp_path):
-    state = {k: v for k, v in torchvision.models.resnet18().state_dict().items() if not k.startswith("layer3.1")}
+    state = {k: v for k, v in torchvision.models.resnet18().state_dict().items() if not k.startswith("layer3")}
     torch.save(state, tmp_path / "w.pth")
     net = DeepLabV2(3, "resnet18", layers=3)
     report = init_weights(net, tmp_path / "w.pth")
     assert torch.equal(net.backbone.conv1.weight, state["conv1.weight"])
-    assert report["missing"] and all(k.startswith("layer3.1") for k in report["missing"])
+    assert report["missing"] and all(k.startswith("layer3") for k in report["missing"])
     assert {"fc.weight", "layer4.0.conv1.weight"} <= set(report["unused"])
     assert report["style"] == "torchvision"
     line = weights_line(report, "w.pth")
     assert (
-        "missing: layer3.1.conv1.weight, layer3.1.bn1.weight" in line and "unused: layer4" in line and "\n" not in line
+        "missing: layer3.0.conv1.weight, layer3.0.bn1.weight" in line and "unused: layer4" in line and "\n" not in line
     )
 
 
@@ -40,6 +40,18 @@ def test_a_trunk_of_another_library(tmp_path):
     parts = sum(p.numel() for part in (net.backbone, net.head) for p in part.parameters())
     assert parts == sum(p.numel() for p in net.parameters())
     assert net(torch.randn(1, 3, 45, 70)).shape == (1, 3, 45, 70)
+
+
+def test_a_resnet_of_another_depth_is_refused(tmp_path):
+    with torch.device("meta"):
+        shapes = {name: make().state_dict() for name, make in (("resnet50", torchvision.models.resnet50),
+                                                               ("resnet101", torchvision.models.resnet101))}
+    for given, wanted, blocks, expected in (("resnet50", "resnet101", 6, 23), ("resnet101", "resnet50", 23, 6)):
+        state = {key: torch.zeros(()).to(value.dtype).expand(value.shape) for key, value in shapes[given].items()}
+        torch.save(state, tmp_path / "w.pth")
+        net = DeepLabV2(3, wanted)
+        with pytest.raises(InputError, match=f"has {blocks} blocks in layer3; expected {expected}, as the network"):
+            init_weights(net, tmp_path / "w.pth", "torchvision")
 
 
 class Evil:

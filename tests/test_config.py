@@ -140,3 +140,10 @@ def test_settings_that_change_nothing_are_told_on_the_command_line(tmp_path, cap
     given = ["--loss=lovasz", "--norm=l2", "--iterations=1", f"--runs={tmp_path}", "--crop=32", "--batch-size=2"]
     assert main([*given, "--max-width=2"]) == 0
     assert "norm is 'l2', which changes nothing: loss lovasz does not take it\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, value", [("lambdas", [5, 0, 0]), ("relu", "after"), ("loss", "ppce")])
+def test_a_row_is_not_run_with_other_settings(name, value):
+    assert resolve(row="table1_11", lambdas=resolve(row="table1_11")[0].lambdas)[0].row == "table1_11"
+    with pytest.raises(InputError, match=f"row is table1_11 but {name} is .*; expected .* or no row"):
+        resolve(row="table1_11", **{name: value})

@@ -395,6 +395,31 @@ def test_palettes_are_checked_wherever_masks_belong_together(tmp_path):
     assert evaluate_folders(masks, masks, 2, out, palette=tmp_path / "palette.txt")["miou"] == 1
 
 
+def test_palettes_of_training_and_validation_are_one(tmp_path):
+    from semeda.data import load_data
+    for split, colour in dict(train=RED, val=BLUE).items():
+        coloured(tmp_path / split / "labels" / "a.png", [[0, 1, 1], [1, 0, 1]], BLACK, colour)
+        (tmp_path / split / "images").mkdir()
+        Image.new("RGB", (3, 2)).save(tmp_path / split / "images" / "a.jpg")
+    for split in ("train", "val"):
+        with pytest.raises(InputError, match="label .*val/labels/a.png shows number 1 in the colour 0 0 128, and"):
+            load_data("folder", split, str(tmp_path), num_classes=2)
+    (tmp_path / "val" / "images" / "a.jpg").unlink() # what else is wrong with the other split does not matter here
+    (tmp_path / "val" / "labels" / "a.png").unlink()
+    assert len(load_data("folder", "train", str(tmp_path), num_classes=2)) == 1
+
+
+def test_a_changed_label_of_the_same_size_changes_the_fingerprint(tmp_path):
+    from semeda.splits import Files, files_fingerprint
+    for name in ("photo.png", "mask.png"):
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    photos, masks = Files([tmp_path / "photo.png"], None), Files([tmp_path / "mask.png"], None)
+    before, content = files_fingerprint(photos, masks), bytearray((tmp_path / "mask.png").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "mask.png").write_bytes(content)
+    assert files_fingerprint(photos, masks) != before
+
+
 def test_linked_folders_are_read(tmp_path):
     for kind in ("images", "labels"):
         coloured(tmp_path / "elsewhere" / kind / "b.png", [[0, 1]], BLACK, RED)

@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from PIL import Image
 from semeda.checkpoints import imagenet_file
 from semeda.core import InputError
 from semeda.data import draw_scene, scenes
-from semeda.edge_net import EdgeNet
+from semeda.edge_net import EdgeNet, random_edge_net
 from semeda.edge_net_files import save_edge_net
 from semeda.run import read_history, read_run_checkpoint, run_state, unlock_run, write_checkpoint
 from semeda.trainer import Run, load_run, main
@@ -78,7 +79,8 @@ def test_the_same_command_again_says_that_it_is_finished(copied, capsys, monkeyp
     before = snapshot(copied.parent)
     monkeypatch.setattr("semeda.run_setup.load_data", None) # nothing is read
     assert main(arguments(copied)) == 0
-    assert "finished already: --resume with more --iterations goes on, --overwrite" in capsys.readouterr().out
+    told = "finished already, photographs not compared: --resume with more --iterations goes on, --overwrite"
+    assert told in capsys.readouterr().out
     assert snapshot(copied.parent) == before
     line = refused(capsys, arguments(copied, iterations=6))
     assert "iterations 4 instead of 6" in line and "resume goes on with it, overwrite takes its place" in line
@@ -92,10 +94,19 @@ def test_a_finished_run_is_opened_not_trained(copied):
     assert all(isinstance(v, float) for v in run.metrics["last_losses"].values())
 
 
-def test_resume_extends_and_overwrite_replaces(copied, tmp_path):
+def test_resume_extends_and_overwrite_replaces(copied, tmp_path, capsys):
     kept = SMALL | dict(loss="semeda", runs=str(copied.parent))
     longer = train_run(None, **kept | dict(iterations=6), resume=True)
     assert longer._seconds and len(longer._seconds) == 2 and longer.metrics["iterations"] == 6
+    assert longer.metrics["extended_from"] == [4] == read_run_checkpoint(copied / "checkpoint.pt")["extended_from"]
+    assert json.loads((copied / "config.json").read_text())["extended_from"] == [4]
+    assert main([*arguments(copied, iterations=7), "--resume"]) == 0
+    assert "resume: " in (err := capsys.readouterr().err) and "was to end after 6 steps" in err
+    assert json.loads((copied / "metrics.json").read_text())["extended_from"] == [4, 6]
+    assert main(arguments(copied, iterations=7)) == 0
+    assert "photographs not compared, extended from 6 steps: --resume" in capsys.readouterr().out
+    longer = train_run(None, **kept | dict(iterations=6), overwrite=True)
+    assert "extended_from" not in longer.metrics
     assert [row["step"] for row in read_history(copied / "history.csv")] == [1, 2, 3, 4, 5, 6]
     with pytest.raises(InputError, match="iterations is|checkpoint .* is of step 6; expected at most iterations, 5"):
         train_run(None, **kept | dict(iterations=5), resume=True)
@@ -117,9 +128,11 @@ def test_best_weights_and_patience(tmp_path, monkeypatch):
 def test_best_weights_are_of_a_step_that_a_resumed_run_has(tmp_path, monkeypatch):
     "A run that was killed after its best validation goes on from there, not from a checkpoint before it"
     scores = iter([.5, .9])
-    monkeypatch.setattr(Run, "_measure", lambda self: dict(miou=next(scores), boundary_miou=[.1]))
+    def measure(self):
+        return dict(miou=next(scores, None) or sys.exit(), boundary_miou=[.1])
+    monkeypatch.setattr(Run, "_measure", measure)
     settings = SMALL | dict(iterations=12, val_every=2, checkpoint_every=12, loss="ppce", runs=str(tmp_path))
-    with pytest.raises(StopIteration):
+    with pytest.raises(SystemExit):
         train_run(None, **settings)
     folder = next(tmp_path.glob("*/best.pt")).parent
     steps = [read_run_checkpoint(folder / name)["step"] for name in ("best.pt", "checkpoint.pt")]
@@ -387,9 +400,84 @@ def test_patience_is_at_its_end_after_a_kill_too(tmp_path, few_scenes):
 
 def test_a_finished_run_opens_without_its_edge_net_file(tmp_path, few_scenes):
     save_edge_net(EdgeNet(7), tmp_path / "edge.safetensors")
-    run = train_run(None, **SMALL, loss="semeda", runs=str(tmp_path), edge_net=str(tmp_path / "edge.safetensors"))
+    given = SMALL | dict(loss="semeda", runs=str(tmp_path), edge_net=str(tmp_path / "edge.safetensors"))
+    run = train_run(None, **given)
     (tmp_path / "edge.safetensors").unlink()
     assert load_run(run.folder).metrics["miou"] == run.metrics["miou"]
+    save_edge_net(random_edge_net(7, seed=5), tmp_path / "edge.safetensors") # other weights under the same name
+    with pytest.raises(InputError, match="edge.safetensors has weights .*, those of the finished run"):
+        train_run(None, **given)
+
+
+def test_classes_of_validation_are_those_of_training(tmp_path, monkeypatch):
+    def other(names):
+        def load(dataset, split, *_):
+            data = few(dataset, split)
+            return replace(data, class_names=names(data.class_names)) if split == "val" else data
+        monkeypatch.setattr("semeda.run_setup.load_data", load)
+        return dict(SMALL, loss="ppce", runs=str(tmp_path / "runs"))
+    with pytest.raises(InputError, match="scenes calls class 1 '.*' in val; expected '.*', as in train"):
+        train_run(None, **other(lambda names: [names[0], names[2], names[1], *names[3:]]))
+    with pytest.raises(InputError, match="scenes has 6 classes in val; expected 7, as in train"):
+        train_run(None, **other(lambda names: names[:6]))
+    assert not (tmp_path / "runs").exists()
+
+
+class Drifting(torch.nn.Module):
+    "A loss with a state: each value is a little larger than the one before"
+    def __init__(self, trained=False):
+        super().__init__()
+        self.terms = {}
+        self.register_buffer("factor", torch.ones(()))
+        if trained:
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, logits, labels):
+        self.factor += .5 # not in place of the tensor that the graph holds
+        return self.factor.clone() * torch.nn.functional.cross_entropy(logits, labels, ignore_index=255)
+
+
+def test_a_loss_goes_on_with_its_state_and_has_no_weights(tmp_path):
+    given = SMALL | dict(loss="tests.test_run:Drifting", runs=str(tmp_path))
+    whole = train_run(None, **given, name="whole")
+    killed = Run(None, **given, name="killed")
+    killed.prepare()
+    killed._set_up()
+    killed._is_validated = lambda step: False
+    killed.save = lambda step, save=killed.save: (save(step), step == 2 and sys.exit())
+    with pytest.raises(SystemExit):
+        killed._train_from(0)
+    unlock_run(killed.folder)
+    again = train_run(None, **given, name="killed", resume=True)
+    assert again.metrics["final_weights"] == whole.metrics["final_weights"]
+    with pytest.raises(InputError, match="has the parameter loss.scale, which would not be trained"):
+        train_run(None, **given | dict(loss="tests.test_run:Drifting(trained=True)"), name="weights")
+    assert not (tmp_path / "weights").exists()
+
+
+def test_a_validation_that_fails_loses_no_steps(tmp_path, monkeypatch):
+    given = SMALL | dict(loss="ppce", runs=str(tmp_path), checkpoint_every=100)
+    whole = train_run(None, **given, name="whole")
+    def fail(self):
+        raise InputError("photo is damaged")
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_measure", fail)
+        with pytest.raises(InputError, match="photo is damaged"):
+            train_run(None, **given, name="failed")
+    state = read_run_checkpoint(tmp_path / "failed" / "checkpoint.pt")
+    assert (state["step"], state["to_validate"]) == (2, True)
+    again = train_run(None, **given, name="failed", resume=True)
+    assert again.history == whole.history
+    assert again.metrics["final_weights"] == whole.metrics["final_weights"]
+    assert not read_run_checkpoint(tmp_path / "failed" / "checkpoint.pt")["to_validate"]
+
+
+def test_a_diverged_run_is_not_begun_anew_over_its_checkpoint(copied, capsys):
+    (copied / "metrics.json").unlink()
+    (copied / "diverged.json").write_text(json.dumps(dict(step=4, error="training diverged")))
+    before = snapshot(copied)
+    assert "holds this run up to a checkpoint" in refused(capsys, arguments(copied))
+    assert snapshot(copied) == before
 
 
 def test_weights_that_do_not_fit(copied):

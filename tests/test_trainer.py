@@ -340,6 +340,11 @@ def test_a_precision_that_the_cpu_emulates_is_told(few_scenes, tmp_path, monkeyp
         assert (line in capsys.readouterr().err.splitlines()) == told
 
 
+def test_half_precision_of_a_gpu_is_refused_on_a_cpu(few_scenes, tmp_path):
+    with pytest.raises(InputError, match="precision is '16-mixed' on a CPU, .*; expected bf16-mixed or 32-true"):
+        Run(None, **SMALL, precision="16-mixed", device="cpu", runs=str(tmp_path))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_on_a_gpu_as_on_the_cpu(tmp_path, few_scenes, precision):
