@@ -67,7 +67,7 @@ else
 endif
 	python -m semeda.study table table_losses
 
-# every benchmark on the CPU, about 25 minutes; others by hand: python -m benchmarks loss step --device cuda
+# every benchmark on the CPU, about 40 minutes; others by hand: python -m benchmarks loss step --device cuda
 bench: install
 	python -m benchmarks $(BENCH_ARGS)
 
@@ -92,6 +92,7 @@ types: install
 NOTEBOOKS = runs/lab
 lab: install
 	@mkdir -p runs/lab; cp -Rn nbs/. runs/lab/ || true
+	@echo "runs/lab keeps your changes; after an update, move it away to get the new notebooks"
 	jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) $(NOTEBOOKS)/playground.ipynb
 
 docs: install

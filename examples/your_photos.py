@@ -53,7 +53,7 @@ def predict_and_score(new, out, classes):
 
 
 def export(out):
-    "The better network for use elsewhere: its weights alone, and a program of PyTorch's"
+    "The second network for use elsewhere: its weights alone, and a program of PyTorch's"
     for kind, file in (("safetensors", "unet.safetensors"), ("torchscript", "unet.pt")):
         run("semeda-predict", semeda.predict.main, out / "runs" / "edges", out / file, "--export", kind)
 

@@ -83,7 +83,7 @@ def load_edge_net(
 def _cache_key(masks, num_classes, settings):
     "Hash of all that decides what training gives"
     digest = Digest().update(json.dumps([num_classes, torch.__version__, settings], sort_keys=True))
-    dtype = torch.uint8 if num_classes <= 256 else torch.int32
+    dtype = torch.uint8 if num_classes <= 256 and 0 <= settings.get("ignore_index", 255) <= 255 else torch.int32
     for mask in masks:
         digest.update(mask.to(dtype))
     return digest.hexdigest()

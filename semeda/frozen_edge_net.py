@@ -121,8 +121,9 @@ class _EdgeNetBuffers(CheckedLoss):
             raise InputError(f"edge net has {net.num_classes} classes; expected num_classes, {num_classes}")
         self.num_classes = net.num_classes
         for l, (kernel, bias) in enumerate(net.weights, 1):
-            self.register_buffer(f"kernel{l}", kernel.detach().clone(), persistent)
-            self.register_buffer(f"bias{l}", bias.detach().clone(), persistent)
+            for name, weight in ((f"kernel{l}", kernel), (f"bias{l}", bias)): # NaN where there is no Edge net yet
+                own = weight.detach().clone() if self.ready else torch.full_like(weight, torch.nan)
+                self.register_buffer(name, own, persistent)
 
 # %% ../nbs/15_frozen_edge_net.ipynb #c014b9de
 class FrozenEdgeNet(_EdgeNetBuffers):
@@ -146,7 +147,8 @@ class FrozenEdgeNet(_EdgeNetBuffers):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *others: Any):
         "Take the weights from a checkpoint"
         super()._load_from_state_dict(state_dict, prefix, *others)
-        self.ready = self.ready or f"{prefix}kernel1" in state_dict
+        if f"{prefix}kernel1" in state_dict:
+            self.ready = not bool(self.kernel1.isnan().any())
 
     def edge_net(self) -> EdgeNet:
         "A copy of the Edge net"

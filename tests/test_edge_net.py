@@ -132,6 +132,10 @@ def test_cache_tells_classes_apart_that_a_byte_does_not(tmp_path):
         mask[4:] = label
         cached_edge_net([mask], 300, tmp_path, steps=1, batch_size=1, crop=8)
     assert len(list(tmp_path.iterdir())) == 2
+    for label in (156, -100): # void, and the class that is the same byte
+        mask[4:] = label
+        cached_edge_net([mask], 200, tmp_path, steps=1, batch_size=1, crop=8, ignore_index=-100)
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_training_leaves_the_global_random_state_alone():

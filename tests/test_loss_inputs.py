@@ -294,6 +294,9 @@ def test_a_loss_comes_back_from_a_checkpoint(trained):
     logits, labels = torch.randn(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.long)
     with pytest.raises(InputError, match="SemedaLoss has no edge net yet; expected load_state_dict"):
         fresh(logits, labels)
+    fresh.load_state_dict(SemedaLoss(num_classes=3).state_dict()) # that one has none either
+    with pytest.raises(InputError, match="SemedaLoss has no edge net yet; expected load_state_dict"):
+        fresh(logits, labels)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), trained)
     other = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), fresh)
     other.load_state_dict(pickle.loads(pickle.dumps(model.state_dict())))
