@@ -216,8 +216,10 @@ def test_presets():
         5e-4,
         5e-3,
     )
-    config = resolve(row="table1_02", lambdas="3,0,0")[0]
-    assert config.loss == "ubernet" and config.lambdas == [3., 0., 0.]
+    config = resolve(row="table1_02")[0]
+    assert config.loss == "ubernet" and config.lambdas == [1., 0., 0.]
+    with pytest.raises(InputError, match=r"row is table1_02 but lambdas is \[3.0, 0.0, 0.0\]; expected \[1.0, "):
+        resolve(row="table1_02", lambdas="3,0,0")
 
 
 BAD = [
@@ -371,7 +373,7 @@ def test_divergence_is_told(tmp_path, few_scenes):
         and f"at step {told['step']};" in told["error"]
         and not (folder / "metrics.json").exists()
     )
-    Run(None, **{**SMALL, "lr": 1e6, "iterations": 40}, loss="ppce", runs=str(tmp_path)).prepare()
+    Run(None, **{**SMALL, "lr": 1e6, "iterations": 40}, loss="ppce", runs=str(tmp_path), overwrite=True).prepare()
     assert not (folder / "diverged.json").exists() # another attempt has begun
 
 
