@@ -45,12 +45,13 @@ def registered(more):
     return found, missing
 
 
-def measure(case, ways, missing, args, around=None):
+def measure(case, ways, missing, args, parts=None, around=()):
     """Rows of one case, with those that were left out
 
-    Ways that take the time of the loss alone add that of what is around it, in seconds, to the list `around`."""
-    times = take_turns(ways, args, warm=1)
-    if around:
+    With `parts`, ways that take the time of the loss alone and add that of what is around it, in seconds, to the list
+    `around`, these are timed; memory is that of the ways as they are."""
+    times = take_turns(parts or ways, args, warm=1)
+    if parts:
         rest = 1000 * statistics.median(around)
         times = {name: [rest + of_loss for of_loss in mine] for name, mine in times.items()}
     extra = {name: peak_extra(way, args.device) / MIB for name, way in ways.items()}
@@ -100,8 +101,8 @@ def main(argv=None):
         step = Step(backbone, "float32", batch, side, args.device, losses)
         case = f"step, {backbone}, {batch}x3x{side}x{side}, float32"
         around = []
-        ways = parted(step, around) if args.device == "cpu" else step.ways(False)
-        rows += measure(case, ways, missing, args, around)
+        parts = parted(step, around) if args.device == "cpu" else None
+        rows += measure(case, step.ways(False), missing, args, parts, around)
         step.check_finite()
     show(f"losses, {args.device}, {args.threads} threads", rows)
     write("losses", args, rows, ["segmentation-models-pytorch"], batch=batch, side=side, classes=CLASSES)
