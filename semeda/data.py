@@ -96,6 +96,7 @@ def _check_classes(labels: list[Tensor], void: int, where: Path, split: str):
         raise InputError(f"labels in {where} hold {held} alone{also}; expected two classes or more, numbered from 0: "
                          "of masks of 0 and 255 store 1 in place of 255")
 
+# %% ../nbs/25_data.ipynb #867a09f9
 def _named_files(images: Path, labels: Path) -> list[Named]:
     "The images below a folder with their labels"
     pairs = match_files(images, labels, recursive=True)

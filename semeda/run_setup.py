@@ -64,9 +64,11 @@ def _check_same_classes(train, val):
         raise InputError(f"dataset {train.name} has {val.num_classes} classes in val; expected {train.num_classes}, "
                          "as in train")
 
+# %% ../nbs/47_run_setup.ipynb #eebd0b3c
 class _RunInputs:
     "What a run reads: parameters, data, network, initial weights"
     _writes = True # whether its folder must be writable
+    _read: Callable[[], None] # see the next part
 
     def __init__(self,
         progress: Callable | None = tqdm, # Progress bar
@@ -87,6 +89,9 @@ class _RunInputs:
         self.loggers, self._seconds, self._measured = Loggers([], self.folder, {}), [], (None, None)
         run_on_all_ranks(self.fabric, self._read)
 
+# %% ../nbs/47_run_setup.ipynb #fcd3165d
+class _RunData(_RunInputs):
+    "Data, network and initial weights of a run"
     def _read(self):
         "Data, network and initial weights, checked"
         config = self.config
@@ -115,7 +120,8 @@ def _has_no_statistics(net):
     norms = [norm for norm in net._norms() if norm.track_running_stats]
     return bool(norms) and not any(norm.running_mean.any() or (norm.running_var != 1).any() for norm in norms)
 
-class _RunParts(_RunInputs):
+# %% ../nbs/47_run_setup.ipynb #c6da217c
+class _RunParts(_RunData):
     "How the parts of a run are made from its parameters"
     def _read_split(self, split):
         "The images and labels of a split"
@@ -146,6 +152,9 @@ class _RunParts(_RunInputs):
             print(weights_line(report, path), file=sys.stderr)
         return report
 
+# %% ../nbs/47_run_setup.ipynb #0dc3eb72
+class _RunMessages(_RunParts):
+    "What a run says before it trains"
     def _tell_statistics(self):
         "Say it where batch-norm is frozen that was never trained"
         kept, begins = self.config.batch_norm, self._writes and not self.config.resume
@@ -171,8 +180,8 @@ class _RunParts(_RunInputs):
         return f"CPU, {torch.get_num_threads()} threads"
 
 # %% ../nbs/47_run_setup.ipynb #ef814e3e
-class _RunLoss(_RunParts):
-    "The loss of a run and its Edge net"
+class _RunLoss(_RunMessages):
+    "What a run was given for its loss"
     def _check_unused(self):
         "An Edge net and a data folder that were given must exist, even where the run does not use them"
         config = self.config
@@ -195,6 +204,9 @@ class _RunLoss(_RunParts):
             raise InputError(f"edge_net {config.edge_net} has {self._get_edge_net().num_classes} classes; expected "
                              f"{classes}, those of {config.dataset}")
 
+# %% ../nbs/47_run_setup.ipynb #0ae4402a
+class _RunEdgeNet(_RunLoss):
+    "How the loss and its Edge net are made"
     def _get_edge_net(self):
         "The Edge net: shipped, from a file, or trained on the training labels"
         config = self.config
@@ -221,7 +233,7 @@ class _RunLoss(_RunParts):
             relu=config.relu, norm=config.norm, reduction=config.reduction, peer_weight=config.peer_weight)
 
 # %% ../nbs/47_run_setup.ipynb #49141010
-class _RunFiles(_RunLoss):
+class _RunFiles(_RunEdgeNet):
     "What a run writes, and in which state it finds its folder"
     @property
     def finished(self) -> bool: # Not where `overwrite` is set, or `resume` asks for more iterations
@@ -262,6 +274,7 @@ def _extensions(state, config):
     before, length = state.get("extended_from") or [], state.get("config", {}).get("iterations", config.iterations)
     return before if length == config.iterations else [*before, length]
 
+# %% ../nbs/47_run_setup.ipynb #12eb6a44
 class _RunRecord(_RunFiles):
     "What a run writes before it trains"
     def _record_edge_net(self):
@@ -279,6 +292,9 @@ class _RunRecord(_RunFiles):
         some = [labels[i] for i in range(min(20, len(labels)))]
         self.record["edge_net"] = dict(weights=weights, f1=edge_f1(self.edge_net, some))
 
+# %% ../nbs/47_run_setup.ipynb #a09c40d9
+class _RunFolder(_RunRecord):
+    "The folder of a run, new or gone on with"
     def _tell_extension(self, lengths):
         "Write down, and say, that a run is made longer than it began"
         if not lengths:
@@ -307,7 +323,7 @@ class _RunRecord(_RunFiles):
         write_settings(self.folder/"run.yaml", self.config)
 
 # %% ../nbs/47_run_setup.ipynb #332f4302
-class _RunCheckpoints(_RunRecord):
+class _RunCheckpoints(_RunFolder):
     "Checkpoints of a run"
     def _state(self, step):
         "What a checkpoint holds"
@@ -388,8 +404,7 @@ class RunSetup(_RunTraining):
     "A run up to its loop: what it reads, the folder it writes, and how it goes on"
     def load(self, name: str = "checkpoint.pt") -> int: # Steps done
         "Go on from a checkpoint, if there is one"
-        state = self.fabric.broadcast(run_on_all_ranks(self.fabric, partial(self._saved, name)))
-        if not state:
+        if not (state := self.fabric.broadcast(run_on_all_ranks(self.fabric, partial(self._saved, name)))):
             return 0
         self.history = state["history"]
         self._as_long = state.get("config", {}).get("iterations") == self.config.iterations

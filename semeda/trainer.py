@@ -76,7 +76,7 @@ def validations_since_best(
 
 # %% ../nbs/48_trainer.ipynb #8f96fe43
 class _RunSteps(_RunLog):
-    "One step, and all that follow one another"
+    "One step, and one validation"
     def _train_on(self, images, labels, step):
         "One step; returns the loss and its terms"
         config = self.config
@@ -101,6 +101,9 @@ class _RunSteps(_RunLog):
                 self.save(step)
             raise
 
+# %% ../nbs/48_trainer.ipynb #a6fe0179
+class _RunPasses(_RunSteps):
+    "All steps that follow one another"
     def _train_from(self, start):
         "The steps after a step"
         means, timer = RunningMeans(), Timer()
@@ -122,7 +125,7 @@ class _RunSteps(_RunLog):
                 bar.update()
 
 # %% ../nbs/48_trainer.ipynb #cd640479
-class _RunLoop(_RunSteps):
+class _RunLoop(_RunPasses):
     "The loop"
     def fit(self):
         "Train from the start, or from the checkpoint if `resume` is set"
@@ -178,6 +181,9 @@ class _RunScores(_RunLoop):
         self.net.train(was_training)
         return metric_entries({name: metric.compute() for name, metric in metrics.items()}, data.class_names)
 
+# %% ../nbs/48_trainer.ipynb #c4adcb47
+class _RunValidation(_RunScores):
+    "What follows from the scores while a run trains"
     def _validate(self, step):
         "Add scores to the history, keep the best weights; returns whether patience is at its end"
         from semeda.metrics import history_values
@@ -197,7 +203,7 @@ class _RunScores(_RunLoop):
         return bool(self.config.patience) and self._since_best() >= self.config.patience
 
 # %% ../nbs/48_trainer.ipynb #365d0ad2
-class _RunFigures(_RunScores):
+class _RunFigures(_RunValidation):
     "Figures of a run beside its scores"
     def _last_step(self):
         "The step of the history's last row"
@@ -240,8 +246,7 @@ class Run(_RunFigures):
         self.metrics = entries | dict(
             iterations=self.config.iterations, val_images=len(self.val_data), final_weights=weights,
             last_losses=self._last_losses(), cost=self._cost())
-        if self._extended_from:
-            self.metrics["extended_from"] = self._extended_from
+        self.metrics |= {"extended_from": self._extended_from} if self._extended_from else {}
         if self._last_step() < self.config.iterations:
             self.metrics["stopped_at"] = self._last_step()
         self.loggers.log({f"final_{name}": value for name, value in history_values(entries).items()}, self._last_step())
