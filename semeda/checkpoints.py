@@ -15,6 +15,7 @@ from typing import Any, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .core import Digest, InputError, known, one_line, read_json, some
 from .deeplab import STYLES
@@ -363,13 +364,11 @@ def folded_batch_norm(
     found = dict(weights)
     for norm in [key.removesuffix(".running_var") for key in weights if key.endswith(".running_var")]:
         conv = f"{norm[:-3]}conv{norm[-1]}" if norm[-3:-1] == "bn" else f"{norm[:-1]}0" # bn1, or downsample.1
-        var, mean = weights[f"{norm}.running_var"], weights[f"{norm}.running_mean"]
-        scale, shift = weights[f"{norm}.weight"], weights[f"{norm}.bias"]
-        factor = scale / (var + eps).sqrt()
-        found[f"{conv}.weight"] = weights[f"{conv}.weight"] * factor.view(-1, 1, 1, 1)
-        found[f"{norm}.bias"] = shift - mean * factor
-        found |= {f"{norm}.weight": torch.ones_like(scale), f"{norm}.running_mean": torch.zeros_like(mean),
-                  f"{norm}.running_var": torch.full_like(var, 1 - eps)}
+        mean, var, scale, shift = (
+            weights[f"{norm}.{key}"] for key in ("running_mean", "running_var", "weight", "bias"))
+        kernel, bias = fuse_conv_bn_weights(weights[f"{conv}.weight"], None, mean, var, eps, scale, shift)
+        found |= {f"{conv}.weight": kernel.data, f"{norm}.bias": bias.data, f"{norm}.weight": torch.ones_like(scale),
+                  f"{norm}.running_mean": torch.zeros_like(mean), f"{norm}.running_var": torch.full_like(var, 1 - eps)}
     return found
 
 # %% ../nbs/26_checkpoints.ipynb #56b2c3ac

@@ -599,3 +599,9 @@ def test_groups_are_read_by_a_studys_file(tmp_path):
     (tmp_path / "none.json").write_text(json.dumps(dict(study="mine", rows=["ppce"])))
     with pytest.raises(InputError, match="study .*none.json has no groups; expected one that has"):
         read_groups(tmp_path / "none.json", tmp_path)
+
+
+@pytest.mark.parametrize("given, expected", [("imagenet", "imagenet"), ("./imagenet", os.path.abspath("imagenet"))])
+def test_weights_of_imagenet_are_no_path(given, expected):
+    [study] = settings.studies(dict(study="mine", dataset="scenes", rows=["table1_01"], init_weights=given))
+    assert settings.parameters(study, "table1_01", 0)["init_weights"] == expected

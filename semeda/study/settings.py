@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints import IMAGENET
 from ..core import InputError, one_line
 from ..loss_registry import TABLE1
 from ..settings import load_yaml
@@ -219,7 +220,7 @@ def _complete(shared, part, target):
     if isinstance(study["budget"], dict) and isinstance(shared.get("budget", {}), dict):
         study["budget"] = shared.get("budget", {}) | study["budget"]
     for key in ("data_root", "init_weights"):
-        study[key] = expanded(key, study[key])
+        study[key] = study[key] if study[key] == IMAGENET else expanded(key, study[key]) # that is no path
     if study["rows"] is None:
         study["rows"] = TARGETS[target]
     _check_settings(study)
