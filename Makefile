@@ -65,7 +65,7 @@ ifdef SEMEDA_DATA
 else
 	@echo "SEMEDA_DATA is not set: the page is made from results/ alone"
 endif
-	python -m semeda.study table table_losses
+	python -m semeda.study table table_losses $(QUIET)
 
 # every benchmark on the CPU, about 40 minutes; others by hand: python -m benchmarks loss step --device cuda
 bench: install
