@@ -4,8 +4,9 @@
 
 PHOTOS holds train/images, train/labels, val/images and val/labels: a mask is a PNG of class numbers with its photo's
 name, 255 where a pixel shall not count. NEW holds images and labels of photographs that the network has not seen.
-OUT is made. Further parameters, such as --iterations 5000 or --image-size 640x480, go to semeda-train. Each command is
-printed before it runs, so that it can be typed instead. It needs pip install 'semeda[peers]'.
+OUT is made. Further parameters, such as --iterations 5000, --image-size 640x480 or --network smp.FPN, go to semeda-train;
+the network is one of segmentation-models-pytorch. Each command is printed before it runs, so that it can be typed
+instead. It needs pip install 'semeda[peers]'.
 """
 import argparse
 import json
@@ -63,7 +64,8 @@ def mask_by_smp(weights, photo):
     with safe_open(weights, "pt") as file:
         about = {key: json.loads(value) for key, value in file.metadata().items()}
         tensors = {key: file.get_tensor(key) for key in file.keys()}
-    net = smp.Unet("resnet18", encoder_weights=None, classes=len(about["classes"])).eval()
+    build, settings = getattr(smp, about["network"].removeprefix("smp.")), about["settings"]
+    net = build(settings["backbone"], encoder_weights=None, classes=len(about["classes"])).eval()
     net.load_state_dict(tensors)
     pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1).float()
     mean, std = (torch.tensor(about[key]).view(3, 1, 1) for key in ("mean", "std"))

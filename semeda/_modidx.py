@@ -883,6 +883,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'semeda.run_setup._RunParts': ('run_setup.html#_runparts', 'semeda/run_setup.py'),
                                   'semeda.run_setup._RunParts._build_network': ( 'run_setup.html#_runparts._build_network',
                                                                                  'semeda/run_setup.py'),
+                                  'semeda.run_setup._RunParts._imagenet_file': ( 'run_setup.html#_runparts._imagenet_file',
+                                                                                 'semeda/run_setup.py'),
                                   'semeda.run_setup._RunParts._read_initial_weights': ( 'run_setup.html#_runparts._read_initial_weights',
                                                                                         'semeda/run_setup.py'),
                                   'semeda.run_setup._RunParts._read_split': ('run_setup.html#_runparts._read_split', 'semeda/run_setup.py'),

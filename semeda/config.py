@@ -16,6 +16,7 @@ from typing import Any, Callable, Iterable
 from .core import InputError, import_own, known
 
 # %% ../nbs/44_config.ipynb #7253745e
+from .checkpoints import IMAGENET
 from .data import DATASETS, find_dataset
 from .deeplab import BACKBONES, BATCH_NORM, STYLES, UPSAMPLING
 from .launchers import fabric_run_settings, launcher_world_size
@@ -354,8 +355,10 @@ def unused_settings(
     usual = asdict(Config()) | PRESETS[config.preset]
     given = {name: value for name, value in asdict(config).items() if value != usual[name]}
     unused = {name: f"loss {config.loss}" for name in OF_LOSS if name in given and not loss_takes(config.loss, name)}
-    unused |= {name: f"network {config.network}" for name in OF_NETWORK
-               if name in given and not network_takes(config.network, name)}
+    of_network = [name for name in OF_NETWORK if name in given and not network_takes(config.network, name)]
+    if config.init_weights == IMAGENET: # of which backbone
+        of_network = [name for name in of_network if name != "backbone"]
+    unused |= dict.fromkeys(of_network, f"network {config.network}")
     return [f"{name} is {given[name]!r}, which changes nothing: {what} does not take it"
             for name, what in unused.items()]
 

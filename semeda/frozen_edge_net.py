@@ -114,8 +114,9 @@ class _EdgeNetBuffers(CheckedLoss):
         if self.ready and edge_net is None and num_classes is not None:
             edge_net = _trained(masks, num_classes, ignore_index, dict(steps=steps), cache, progress)
         if edge_net is None and num_classes is None:
-            choices = f"{', '.join(SHIPPED)}, a file, an EdgeNet, or num_classes=... and masks=..."
-            raise InputError(f"{type(self).__name__} got no edge net; expected one of {choices}")
+            name = type(self).__name__
+            choices = f"{', '.join(SHIPPED)}, a file, an EdgeNet, or {name}(num_classes=..., masks=...)"
+            raise InputError(f"{name} got no edge net; expected one of {choices}")
         net = random_edge_net(num_classes or 0) if edge_net is None else find_edge_net(edge_net)
         if num_classes not in (None, net.num_classes):
             raise InputError(f"edge net has {net.num_classes} classes; expected num_classes, {num_classes}")

@@ -173,4 +173,8 @@ def read_palette(
     colours = [_colour(line, path) for line in _text_lines(path, "palette")]
     if len(colours) < num_classes or (len(colours) > num_classes and not with_void):
         raise InputError(f"palette {path} has {len(colours)} colours; expected {num_classes}, one a line")
+    twice = next((colour for colour in colours[:num_classes] if colours.count(colour) > 1), None)
+    if twice: # of void there may be several
+        raise InputError(f"palette {path} has the colour {' '.join(map(str, twice))} of class {colours.index(twice)} "
+                         "again; expected a colour of its own for each class")
     return colours

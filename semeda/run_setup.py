@@ -6,6 +6,7 @@
 __all__ = ['RunSetup']
 
 # %% ../nbs/47_run_setup.ipynb #1c872651
+import re
 import shutil
 import sys
 from contextlib import contextmanager
@@ -146,19 +147,30 @@ class _RunParts(_RunData):
             self._tell_statistics()
             return None
         named = self.config.init_weights == IMAGENET
-        path = imagenet_file(self.config.backbone) if named else Path(self.config.init_weights).expanduser()
+        path = self._imagenet_file() if named else Path(self.config.init_weights).expanduser()
         report = init_weights(self.net, path, self.config.init_style)
         if self.progress:
             print(weights_line(report, path), file=sys.stderr)
         return report
+
+    def _imagenet_file(self):
+        "torchvision's weights of the network's backbone, or `InputError` where they are not for the network"
+        config, given = self.config, f"init_weights is {IMAGENET!r}"
+        own = re.search(r"resnet\d+$", config.network)
+        if own and own[0] != config.backbone:
+            raise InputError(f"{given} and backbone {config.backbone!r}; expected backbone {own[0]}, that of network "
+                             f"{config.network}")
+        if "caffe" in (self.net.style, config.init_style):
+            raise InputError(f"{given}, which are in style torchvision; expected that style, or a file of weights")
+        return imagenet_file(config.backbone)
 
 # %% ../nbs/47_run_setup.ipynb #0dc3eb72
 class _RunMessages(_RunParts):
     "What a run says before it trains"
     def _tell_statistics(self):
         "Say it where batch-norm is frozen that was never trained"
-        kept, begins = self.config.batch_norm, self._writes and not self.config.resume
-        if self.progress and begins and kept != "trained" and _has_no_statistics(self.net):
+        kept, goes_on = self.config.batch_norm, self.config.resume and (self.folder/"checkpoint.pt").is_file()
+        if self.progress and self._writes and not goes_on and kept != "trained" and _has_no_statistics(self.net):
             print(f"batch_norm is {kept!r}, and the network begins with random weights, which have no statistics to "
                   f"keep; consider init_weights {IMAGENET}, or batch_norm trained", file=sys.stderr)
 

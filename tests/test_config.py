@@ -127,6 +127,7 @@ def test_version(capsys):
     (dict(loss="semeda+smp.DiceLoss", peer_weight=2, norm="l2", reduction="relative"), []),
     (dict(network="smp.Unet", layers=4, backbone="resnet50"), ["layers is 4, which changes nothing: network smp.Unet"]),
     (dict(network="torchvision.fcn_resnet50", backbone="resnet50"), ["backbone is 'resnet50', which"]),
+    (dict(network="torchvision.fcn_resnet50", backbone="resnet50", init_weights="imagenet"), []),
     (dict(network="semeda.deeplab:DeepLabV2", output_stride=16), []),
     (dict(network="deeplab_v2", output_stride=16, layers=4), []),
     (dict(loss="torch.nn:CrossEntropyLoss", reduction="relative"), ["reduction is 'relative', which changes nothing"]),

@@ -552,6 +552,19 @@ def test_names_and_palette():
     assert read_palette(None, 2) == [(0, 0, 0), (128, 0, 0)]
 
 
+@pytest.mark.parametrize("lines, twice", [
+    (["0 0 0", "255 0 0", "255 0 0"], 1), (["0 0 0", "0 9 0", "0 0 9", "0 0 0"], 0),
+    (["0 0 0", "0 9 0", "0 0 9", "1 1 1", "1 1 1"], None)])
+def test_a_palette_with_a_colour_twice(tmp_path, lines, twice):
+    path = tmp_path / "palette.txt"
+    path.write_text("\n".join(lines))
+    if twice is None: # two of void
+        assert len(read_palette(path, 3, with_void=True)) == 5
+    else:
+        with pytest.raises(InputError, match=f"the colour .* of class {twice} again; expected a colour of its own"):
+            read_palette(path, 3, with_void=True)
+
+
 # A metric of one's own
 
 PLUGIN = '''

@@ -377,6 +377,17 @@ def test_weights_of_imagenet_are_fetched_by_name(tmp_path, few_scenes, monkeypat
         imagenet_file("se_resnet50")
 
 
+@pytest.mark.parametrize("given, expected", [
+    (dict(style="caffe", backbone="resnet50"), "'imagenet', which are in style torchvision; expected that style, or a"),
+    (dict(init_style="caffe"), "'imagenet', which are in style torchvision"),
+    (dict(network="torchvision.deeplabv3_resnet50"), "backbone 'resnet18'; expected backbone resnet50, that of net"),
+])
+def test_weights_of_imagenet_that_are_not_for_the_network(tmp_path, few_scenes, monkeypatch, given, expected):
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *given: pytest.fail("fetched"))
+    with pytest.raises(InputError, match=expected):
+        Run(None, **SMALL | dict(loss="ppce", runs=str(tmp_path / "runs"), init_weights="imagenet") | given)
+
+
 @pytest.mark.parametrize("batch_norm, told", [("frozen", True), ("affine", True), ("trained", False)])
 def test_frozen_statistics_of_random_weights_are_told(tmp_path, few_scenes, capsys, batch_norm, told):
     args = [*arguments(tmp_path / "x", loss="ppce"), f"--batch-norm={batch_norm}", "--iterations=1"]
@@ -384,6 +395,8 @@ def test_frozen_statistics_of_random_weights_are_told(tmp_path, few_scenes, caps
     assert ("random weights, which have no statistics to keep" in capsys.readouterr().err) == told
     assert main([*args, "--iterations=2", "--resume"]) == 0
     assert "no statistics" not in capsys.readouterr().err
+    assert main([*args, "--name=y", "--resume"]) == 0 # nothing to go on from: it begins
+    assert ("no statistics" in capsys.readouterr().err) == told
 
 
 def test_patience_is_at_its_end_after_a_kill_too(tmp_path, few_scenes):
