@@ -161,6 +161,10 @@ def evaluate_run(
     max_width = whole_number("max_width", max_width, 1, 254)
     further = {}
     if split or dataset:
+        others = [name for name in changes if name != "data_root"]
+        if others:
+            given = f"{others[0]} is {changes[others[0]]!r}"
+            raise InputError(f"{given} beside split or dataset; expected no change but data_root")
         further = dict(split=split or "val", data_root=str(changes.get("data_root", "")))
         data, predict, about = _other_data(run_folder, split, dataset, further["data_root"], plugins)
     else:

@@ -95,7 +95,8 @@ class _PerImage(CountMetric):
         keys, order = keys.sort()
         twice = keys[1:][keys[1:] == keys[:-1]]
         if len(twice):
-            raise InputError(f"keys contain {int(twice[0])} twice; expected each image once")
+            raise InputError(f"keys contain {int(twice[0])} twice; expected each image once, and keys, or update, in "
+                             "place of a call, in which torchmetrics begins anew")
         return keys, counts[order]
 
 # %% ../nbs/34_metrics.ipynb #1f44e852

@@ -171,6 +171,7 @@ def read_numbers(
         return (numbers if size is None else _resized_numbers(numbers, size)).astype(np.int64)
     with _opened(path, what, LABEL_FORMATS) as file:
         step = _grey_step(file)
+        if file.mode == "RGB": check_bits(file, f"{what} {path}") # of 16 bits Pillow keeps the upper 8
         if _orientation(file) != 1: file = upright(file) # as its photo is turned
         one_channel = file.mode in MODES
         if not (one_channel or (file.mode == "RGB" and (colours or equal_channels))):

@@ -6,6 +6,7 @@
 __all__ = ['read_photo', 'as_photo', 'resized', 'classes_of', 'predict_images', 'tile_starts', 'predict_tiles', 'predict_image']
 
 # %% ../nbs/51_segment.ipynb #fa2e01da
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Sequence
 
@@ -90,6 +91,17 @@ def classes_of(
     return torch.cat(strips).to(torch.uint8)
 
 # %% ../nbs/51_segment.ipynb #4e527f66
+@contextmanager
+def _evaluating(net):
+    "A network in evaluation mode; afterwards each of its modules is in its own again"
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
 @torch.no_grad()
 def predict_images(
     net: nn.Module, # Normalised images (B, 3, H, W) to logits (B, C, H, W)
@@ -98,16 +110,17 @@ def predict_images(
     size: tuple[int, int] | None = None, # Width and height that the network sees; None: the photo's own
 ) -> list[Tensor]: # For each photo uint8 of shape (H, W): class numbers, on the network's device
     "Segment photos; each mask has its photo's size"
-    device, was_training = next(net.parameters()).device, net.training
-    net.eval()
+    device = next(net.parameters()).device
     inputs = [resized(photo, size) for photo in photos]
     masks: list[Tensor] = [None] * len(photos)
-    for shape in dict.fromkeys(x.shape for x in inputs):
-        alike = [i for i, x in enumerate(inputs) if x.shape == shape]
-        images = torch.stack([inputs[i] for i in alike]).to(device)
-        for i, logits in zip(alike, net(normalise(images, style=style))):
-            masks[i] = classes_of(logits, tuple(photos[i].shape[1:]))
-    net.train(was_training)
+    with _evaluating(net):
+        for shape in dict.fromkeys(x.shape for x in inputs):
+            alike = [i for i, x in enumerate(inputs) if x.shape == shape]
+            images = torch.stack([inputs[i] for i in alike]).to(device)
+            for i, logits in zip(alike, net(normalise(images, style=style))):
+                if logits.isnan().any(): # whose most likely class is 0
+                    raise InputError(f"network {type(net).__name__} gave logits that are NaN; expected numbers")
+                masks[i] = classes_of(logits, tuple(photos[i].shape[1:]))
     return masks
 
 # %% ../nbs/51_segment.ipynb #e69d5cbb

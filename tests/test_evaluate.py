@@ -822,6 +822,11 @@ def test_classes_in_another_order_are_not_those_of_a_run(finished, tmp_path, mon
     assert not (tmp_path / "out").exists()
 
 
+def test_changes_that_other_data_do_not_take(finished, tmp_path):
+    with pytest.raises(InputError, match="data_rot is '/x' beside split or dataset; expected no change but data_root"):
+        evaluate_run(finished.folder, tmp_path / "out", 5, split="val", data_rot="/x")
+
+
 def test_a_run_is_compared_with_masks_of_another_framework(finished, tmp_path, capsys, monkeypatch):
     data = scenes("val", 4)
     files = [f"{i}.jpg" for i in range(4)]

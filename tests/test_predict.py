@@ -230,6 +230,19 @@ def test_batches_of_several_sizes(network):
         assert mask.shape == photo.shape[1:] and torch.equal(mask, predict_image(network.net, photo))
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_each_module_keeps_its_mode(fails):
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 2, 1)).train()
+    net[1].eval() # a batch-norm that the user froze
+    if fails:
+        torch.nn.init.constant_(net[2].weight, torch.nan)
+        with pytest.raises(InputError, match="network Sequential gave logits that are NaN; expected numbers"):
+            predict_image(net, scene(0, 8, 8))
+    else:
+        predict_image(net, scene(0, 8, 8))
+    assert net.training and not net[1].training and net[2].training
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_tiles_cover_the_photo(seed):
     rng = np.random.default_rng(seed)

@@ -17,6 +17,7 @@ from semeda.reading import (
     read_image,
     read_label,
     read_label_map,
+    read_numbers,
     stored_size,
 )
 from semeda.segment import as_photo
@@ -303,6 +304,9 @@ def test_colours_of_16_bits_are_refused(tmp_path):
     (tmp_path / "deep.png").write_bytes(png_bytes((2, 3), 16, 2, rows))
     with pytest.raises(InputError, match="deep.png is a RGB;16B image; expected 8 bits a channel"):
         read_image(tmp_path / "deep.png")
+    for more in (dict(equal_channels=True), dict(colours={(0, 0, 0): 0})): # of each number the upper byte would be read
+        with pytest.raises(InputError, match="mask .*deep.png is a RGB;16B image; expected 8 bits a channel"):
+            read_numbers(tmp_path / "deep.png", what="mask", **more)
     for mode in ("F", "I", "I;16"):
         with pytest.raises(InputError, match=f"image is a {mode} image; expected 8 bits"):
             as_photo(Image.new(mode, (4, 4)))

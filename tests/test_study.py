@@ -23,6 +23,7 @@ from semeda.study.gains import (
     best,
     best_weight,
     by_group,
+    forest,
     judge,
     losses_table,
     needs,
@@ -269,6 +270,9 @@ def configured(**settings):
     ("lovasz-s0", lambda record: record | dict(counts=record["counts"] | dict(data="AAAA")), "counts that cannot be"),
     ("lovasz-s0", lambda record: record | dict(counts=dict(shape=[3])), "lovasz-s0.json has counts that cannot be"),
     ("lovasz-s0", lambda record: record | dict(metrics=None), "lovasz-s0.json has metrics None; expected that of a"),
+    ("lovasz-s0", lambda record: record | dict(metrics=dict(miou="1")), "has the mIoU '1'; expected a number"),
+    ("lovasz-s0", lambda record: record | dict(cost={}), "has no seconds_per_step in its cost; expected that of a run"),
+    ("lovasz-s0", lambda record: record | dict(images=dict(excess_holes=[1])), "expected a number for each of the "),
 ])
 def test_results_that_cannot_be_compared_are_refused(tmp_path, name, change, told):
     with_results(tmp_path / "ours", {})
@@ -377,6 +381,16 @@ def fake_groups(values, **others):
             study.runs |= {row: runs} if runs else {}
         studies[group] = study
     return Groups("fake", studies, ["ppce", *rows])
+
+
+def test_forest_without_a_width_that_was_not_scored():
+    groups = fake_groups(dict(a={0: 1}, b={0: 2}, c={0: 3}))
+    for study in groups.studies.values():
+        for runs in study.runs.values():
+            for record in runs.values():
+                record["metrics"]["boundary_miou"] = record["metrics"]["boundary_miou"][:3]
+    points = [len(ax.lines) for ax in forest(groups).axes]
+    assert len(points) == len(SCORES) and points.count(1) == 1 # the line at 0 alone at width 5
 
 
 def test_interval_over_pairs_is_students():
@@ -596,6 +610,11 @@ def test_groups_are_read_by_a_studys_file(tmp_path):
     with_results(tmp_path / "mine_a", {})
     (tmp_path / "file.json").write_text(json.dumps(dict(study="mine", groups=["a"], rows=["ppce"])))
     assert read_groups(tmp_path / "file.json", tmp_path).rows() == ["ppce", "lovasz"]
+    (tmp_path / "rows.json").write_text(json.dumps(dict(study="mine", groups=["a"])))
+    assert read_groups(tmp_path / "rows.json", tmp_path).order[0] == "table1_01"
+    (tmp_path / "twice.json").write_text('{"study": "mine", "groups": ["a"], "budget": {}, "budget": {"crop": 9}}')
+    with pytest.raises(InputError, match="twice.json cannot be read: 'budget' is there twice; expected it once"):
+        read_groups(tmp_path / "twice.json", tmp_path)
     (tmp_path / "none.json").write_text(json.dumps(dict(study="mine", rows=["ppce"])))
     with pytest.raises(InputError, match="study .*none.json has no groups; expected one that has"):
         read_groups(tmp_path / "none.json", tmp_path)

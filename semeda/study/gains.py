@@ -99,7 +99,9 @@ def forest(
     fig, axes = plt.subplots(1, len(SCORES), figsize=(13, 1.4 + .32 * len(rows)), sharey=True)
     for ax, score in zip(axes, SCORES.values()):
         for y, row in enumerate(rows):
-            _point(ax, y, over_pairs(differences(groups, baseline, row, score)), score)
+            found = over_pairs(differences(groups, baseline, row, score))
+            if found: # a width may not have been scored
+                _point(ax, y, found, score)
         ax.axvline(0, color="grey", lw=.8)
         better = "larger" if score.better > 0 else "smaller"
         ax.set_title(score.label.replace(", ", ",\n"), fontsize=9)

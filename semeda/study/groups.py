@@ -18,7 +18,7 @@ from scipy import stats
 
 from ..core import InputError
 from ..loss_registry import TABLE1, loss_label
-from .settings import BASELINE, read_study, results_folder
+from .settings import BASELINE, TARGETS, read_study, results_folder
 from .plan import PROCESSOR
 from .results import Results, check_alike, settings_of
 
@@ -150,7 +150,7 @@ def read_groups(
         row = record["name"].rpartition("-s")[0]
         own = ("seed", "val_group", *PROCESSOR)
         check_alike(firsts.setdefault(row, record), record, settings_of(record, own))
-    return Groups(name, found, config["rows"])
+    return Groups(name, found, config.get("rows") or TARGETS["table1"])
 
 # %% ../../nbs/77_study_groups.ipynb #cb1ec77c
 def values_of(

@@ -91,7 +91,22 @@ def read_result(
     for key, kind in wanted.items():
         if not isinstance(record.get(key), kind):
             raise InputError(f"result {path} has {key} {record.get(key)!r:.40}; expected that of a run")
+    if "diverged" not in record:
+        _check_measured(record, path)
     return record
+
+def _check_measured(record, path):
+    "Raise `InputError` where the measures of a finished run are not as this version writes them"
+    miou = record["metrics"].get("miou")
+    if not isinstance(miou, (int, float)):
+        raise InputError(f"result {path} has the mIoU {miou!r:.40}; expected a number")
+    for key in ("seconds_per_step", "peak_memory_mib"):
+        if key not in record["cost"]:
+            raise InputError(f"result {path} has no {key} in its cost; expected that of a run")
+    for name, values in record["images"].items():
+        if not isinstance(values, list) or len(values) != record["val_images"]:
+            raise InputError(f"result {path} has {name} {values!r:.40}; expected a number for each of the "
+                             f"{record['val_images']} images")
 
 # %% ../../nbs/71_study_plan.ipynb #190f9532
 MACHINE = ("runs", "name", "resume", "workers", "data_root", "init_weights", "download") # say where, not what

@@ -68,7 +68,7 @@ def read_study(
     path = study_path(name)
     try:
         text = path.read_text(encoding="utf-8")
-        config = json.loads(text) if path.suffix == ".json" else _yaml(text)
+        config = json.loads(text, object_pairs_hook=_once) if path.suffix == ".json" else _yaml(text)
     except InputError:
         raise
     except (OSError, ValueError) as error:
@@ -76,6 +76,14 @@ def read_study(
     if not isinstance(config, dict):
         raise InputError(f"study {path} holds {config!r:.40}; expected settings with values")
     return config
+
+def _once(pairs):
+    "The names and values of a JSON object; ValueError where a name stands twice"
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice!r} is there twice; expected it once")
+    return dict(pairs)
 
 def _yaml(text):
     "YAML as Python values; ValueError where it is none"
