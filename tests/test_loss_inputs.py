@@ -1,6 +1,6 @@
 "What goes into a loss: taken, or told in one line; Edge nets from masks, files and checkpoints."
 import pickle
-import time
+import tracemalloc
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,21 +144,19 @@ def test_upsample(batch):
         assert torch.equal(loss(small, labels), direct(large, labels)) and "upsample=True" in repr(loss)
 
 
-def test_the_check_is_cheap():
-    "Under a hundredth of a cross-entropy; measured in CPU time, the best of several"
-    labels = torch.randint(21, (2, 40, 40)).repeat_interleave(8, 1).repeat_interleave(8, 2)
+def test_the_check_is_cheap(monkeypatch):
+    "Labels that are right are neither copied nor sorted: a byte a label for a comparison, of the eight that one has"
+    labels = torch.randint(21, (2, 320, 320))
     labels[:, :20] = 255
-    logits = torch.randn(2, 21, 320, 320, requires_grad=True)
-
-    def best(work, times):
-        found = []
-        for _ in range(times):
-            start = time.process_time()
-            work()
-            found.append(time.process_time() - start)
-        return min(found)
-    check = best(lambda: [checked(logits, labels) for _ in range(10)], 5) / 10
-    assert check < .01 * best(lambda: torch.autograd.grad(ppce(logits, labels), logits), 3)
+    logits = torch.randn(2, 21, 320, 320)
+    monkeypatch.setattr(np, "unique", lambda *given: pytest.fail("sorted"))
+    tracemalloc.start()
+    try:
+        checked(logits, labels)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert labels.numel() <= most < 1.5 * labels.numel()
 
 
 def test_check_labels_by_name():
