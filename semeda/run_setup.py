@@ -139,6 +139,9 @@ class _RunParts(_RunData):
             output_stride=config.output_stride, batch_norm=config.batch_norm, style=config.style,
             edge_head=has_edge_head(config.loss), upsampling=config.upsampling)
 
+# %% ../nbs/47_run_setup.ipynb #5d0c7e21
+class _RunWeights(_RunParts):
+    "The weights that a run begins with"
     def _read_initial_weights(self):
         "Put the given weights into the network; returns and tells what was found"
         if self.config.init_style and not self.config.init_weights:
@@ -165,7 +168,7 @@ class _RunParts(_RunData):
         return imagenet_file(config.backbone)
 
 # %% ../nbs/47_run_setup.ipynb #0dc3eb72
-class _RunMessages(_RunParts):
+class _RunMessages(_RunWeights):
     "What a run says before it trains"
     def _tell_statistics(self):
         "Say it where batch-norm is frozen that was never trained"
