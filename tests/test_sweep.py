@@ -143,6 +143,34 @@ def test_plan_leaves_out_runs_whose_result_is_there(finished, result):
             plan.plan(study, folder / "runs", 1, folder / "kept")
 
 
+def test_runs_of_a_seed_go_in_the_precision_of_its_results(finished, result, tmp_path, capsys, monkeypatch):
+    "Another precision would be refused by the table, hours later"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.json").write_text(json.dumps(study_in(finished[0], seeds=[0, 1])))
+    kept = tmp_path / "results" / "tiny" / "table1_01-s1.json"
+    kept.parent.mkdir(parents=True)
+    record = json.loads(result[0].read_text())
+    kept.write_text(json.dumps(record | dict(name=kept.stem, config=record["config"] | dict(
+        seed=1, precision="bf16-mixed"))))
+    told = ("run tiny/table1_11-s1 has precision '32-true'; expected 'bf16-mixed', that of "
+            f"{kept.relative_to(tmp_path)}, since runs of a seed are compared: "
+            "--set precision=bf16-mixed, or another seed")
+    where = "--runs none --results results".split()
+    for line, told_of in (("", told), ("--seeds 1", told), ("--seeds 0", ""), ("--set precision=bf16-mixed", "")):
+        assert study_run.main(["plan", "s.json", *where, *line.split()]) == (2 if told_of else 0)
+        assert told_of in capsys.readouterr().err
+    (tmp_path / "s.json").write_text(json.dumps(study_in(finished[0], seeds=[0, 1], precisions={"1": "bf16-mixed"})))
+    for line, told_of in (("", ""), ("--seeds 1", ""), ("--seeds 0", ""), ("--set precision=32-true", told)):
+        assert study_run.main(["plan", "s.json", *where, *line.split()]) == (2 if told_of else 0)
+        assert told_of in capsys.readouterr().err
+
+
+def test_a_seed_may_have_its_own_precision(finished):
+    study = settings.studies(study_in(finished[0], seeds=[0, 1], precisions={1: "bf16-mixed"}))[0]
+    assert settings.parameters(study, "table1_01", 1)["precision"] == "bf16-mixed"
+    assert "precision" not in settings.parameters(study, "table1_01", 0)
+
+
 @pytest.mark.parametrize("config, line", [
     (dict(budget=dict(BUDGET, iterations=9)), "holds another run: iterations 8 instead of 9"),
     (dict(rows=["table1_15"]), "row is 'table1_15'; choose from table1_01"),
@@ -211,7 +239,7 @@ def test_result_of_another_precision_belongs_to_its_study(result):
 ])
 def test_result_of_another_configuration_is_refused(result, diverged, key, value):
     folder = diverged[0]
-    of_diverged = settings.parameters(study_in(folder) | dict(init_weights=""), "diverges", 0)
+    of_diverged = settings.parameters(settings.studies(study_in(folder))[0], "diverges", 0)
     for path, given in (result, (folder / "results" / "tiny" / "diverges-s0.json", of_diverged)):
         record = json.loads(path.read_text())
         plan.check_result(record, "tiny", path.stem, given)

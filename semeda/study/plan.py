@@ -205,7 +205,10 @@ def _state(run, where, results):
         return "finished"
     if has_diverged(folder):
         return "diverged"
-    if not results or not result_file(*run, results).is_file():
+    if not results:
+        return "to go"
+    if not result_file(*run, results).is_file():
+        _check_precision(run, results)
         return "to go"
     _check_kept(run, result_file(*run, results))
     return "from its result"
@@ -216,6 +219,16 @@ def _check_kept(run, path):
         check_result(read_result(path), path.parent.name, path.stem, parameters(*run))
     except InputError as error:
         raise InputError(f"{error}; name another folder of results, or move the file away") from None
+
+def _check_precision(run, results):
+    "Raise InputError where a run is to go in another precision than the results of its study and seed"
+    study, row, seed = run
+    own = resolve(**parameters(*run))[0].precision
+    for path in sorted((Path(results)/study["study"]).glob(f"*-s{seed}.json")):
+        kept = completed(read_result(path)["config"])["precision"]
+        if kept != own:
+            raise InputError(f"run {study['study']}/{row}-s{seed} has precision {own!r}; expected {kept!r}, that of "
+                             f"{path}, since runs of a seed are compared: --set precision={kept}, or another seed")
 
 def _line(run, state, config, where):
     "What a run's line says of it, and the seconds that it will take; None where they are unknown"

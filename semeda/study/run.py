@@ -275,8 +275,11 @@ def _narrowed(study, args):
         except ValueError:
             raise InputError(f"seeds is {args.seeds!r}; expected integers with commas between") from None
         changes["seeds"] = sorted(seeds, key=lambda seed: seed != first) # the first seed is still the first
+        changes["precisions"] = {seed: name for seed, name in study["precisions"].items() if seed in seeds}
         if first not in seeds: # rows of one seed are not run with another, unless they are named
             rows = [row for row in rows if row not in study["one_seed"]]
+    if "precision" in given:
+        changes["precisions"] = {}
     rows = args.rows.split(",") if args.rows is not None else rows
     for row, name in ((row, name) for row in rows for name in given):
         value = study["variants"].get(row, {}).get(name, given[name])

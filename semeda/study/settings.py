@@ -30,6 +30,7 @@ STUDY = dict(
     groups=[],         # a study for each: val_group is the group, and its name ends in _GROUP
     variants={},       # parameters of the rows that are not in Table 1
     budget={},         # parameters of every row
+    precisions={},     # of the runs with a seed, by seed, where it is not the budget's
 )
 SWEEP = dict(
     runs="runs",       # folder of the runs
@@ -129,6 +130,7 @@ def _check_settings(study):
     _check_list("seeds", study["seeds"], int, empty=False)
     if min(study["seeds"]) < 0:
         raise InputError(f"seeds contain {min(study['seeds'])}; expected integers from 0")
+    _check_precisions(study["precisions"], study["seeds"])
     for key in ("rows", "one_seed", "groups"):
         _check_list(key, study[key], str, empty=key != "rows")
     for group in study["groups"]:
@@ -146,6 +148,14 @@ def _check_parameters(what, parameters, more=()):
     for name in ("name", "runs", "resume", "overwrite", "seed", *more):
         if name in parameters:
             raise InputError(f"{what} has {name} {parameters[name]!r}; expected none, it is set for each run")
+
+def _check_precisions(precisions, seeds):
+    "Raise InputError unless these are names of precisions by seed; whether there is such a one, a run's check says"
+    if not isinstance(precisions, dict) or not all(isinstance(name, str) for name in precisions.values()):
+        raise InputError(f"precisions is {precisions!r}; expected seeds with the name of a precision")
+    for seed in precisions:
+        if seed not in seeds:
+            raise InputError(f"precisions has seed {seed!r}; choose from the seeds {', '.join(map(str, seeds))}")
 
 def _check_rows(study):
     "Raise InputError unless each row is known"
@@ -229,6 +239,9 @@ def _complete(shared, part, target):
         study["budget"] = shared.get("budget", {}) | study["budget"]
     for key in ("data_root", "init_weights"):
         study[key] = study[key] if study[key] == IMAGENET else expanded(key, study[key]) # that is no path
+    if isinstance(study["precisions"], dict): # JSON knows text alone as names
+        study["precisions"] = {int(seed) if str(seed).isdecimal() else seed: name
+                               for seed, name in study["precisions"].items()}
     if study["rows"] is None:
         study["rows"] = TARGETS[target]
     _check_settings(study)
@@ -262,7 +275,8 @@ def parameters(
 ) -> dict[str, Any]:
     "What the trainer is given, by name"
     where = {k: study[k].replace("{seed}", str(seed)) for k in ("dataset", "data_root", "init_weights") if study[k]}
-    return where | study["budget"] | study["variants"].get(row, dict(row=row)) | dict(seed=seed)
+    own = dict(precision=study["precisions"][seed]) if seed in study["precisions"] else {}
+    return where | study["budget"] | own | study["variants"].get(row, dict(row=row)) | dict(seed=seed)
 
 def run_folder(study: dict, row: str, seed: int, where: str | Path = "runs") -> Path:
     "The folder of a run"
