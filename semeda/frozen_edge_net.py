@@ -109,6 +109,10 @@ class _EdgeNetBuffers(CheckedLoss):
         super().__init__(ignore_index, check, upsample)
         if not (edge_net is None or masks is None):
             raise InputError(f"masks are given beside edge_net {edge_net!r:.80}; expected one of them")
+        for name, value, usual in (("steps", steps, 600), ("cache", cache, None)):
+            if edge_net is not None and value != usual:
+                raise InputError(f"{name} is {value!r:.80} beside edge_net {edge_net!r:.80}, which is not trained; "
+                                 "expected masks to train one on, or an edge net alone")
         num_classes = None if num_classes is None else whole_number("num_classes", num_classes, 2, 65535)
         self.ready = not (edge_net is None and masks is None)
         if self.ready and edge_net is None and num_classes is not None:

@@ -278,6 +278,13 @@ def test_masks_that_are_refused(given, words):
     assert words in str(e.value)
 
 
+@pytest.mark.parametrize("given", [dict(steps=50), dict(cache="folder")])
+def test_settings_of_a_training_beside_an_edge_net_are_refused(given):
+    [(name, value)] = given.items()
+    with pytest.raises(InputError, match=f"{name} is {value!r} beside edge_net 'voc', which is not trained"):
+        SemedaLoss("voc", **given)
+
+
 def test_training_is_kept_in_a_folder(tmp_path, monkeypatch):
     settings = dict(num_classes=3, masks=masks(), steps=10, cache=tmp_path)
     with warnings.catch_warnings():
