@@ -225,13 +225,19 @@ def compare_cells(monkeypatch, last, **parameters):
     monkeypatch.setattr("semeda.plots.run_paths", lambda _: [Path(name) for name in runs])
     monkeypatch.setattr("semeda.plots.predict_runs", lambda *_, **__: (runs, [], dict.fromkeys(runs, [])))
     monkeypatch.setattr("IPython.display.display", lambda found: shown.append(found.data))
+    space = run_compare(last, **parameters)
+    return "".join([*shown, space["_"].data])
+
+
+def run_compare(last, **parameters):
+    "Names of the comparison after the cell that holds a text; `_` is what it shows"
     codes = ["".join(cell["source"]) for cell in cells(ROOT / "nbs" / "compare.ipynb") if cell["cell_type"] == "code"]
     injected = "# Parameters\n" + "".join(f"{name} = {value!r}\n" for name, value in parameters.items())
     space = dict(In=[codes[0], injected])
     for code in (codes[0], injected, *codes[1:]):
         exec(code, space)
         if last in code:
-            return "".join([*shown, eval(code.splitlines()[-1], space).data])
+            return space | dict(_=eval(code.splitlines()[-1], space))
 
 
 def test_names_in_the_comparison_are_escaped(monkeypatch):
@@ -245,6 +251,24 @@ def test_names_in_the_comparison_are_escaped(monkeypatch):
 def test_numbers_of_images_that_the_comparison_refuses(monkeypatch, images, words):
     with pytest.raises(InputError, match=words):
         compare_cells(monkeypatch, "settings = [", run_folders="a,b", images=images)
+
+
+@pytest.mark.parametrize("first, second", [(3, 12), (12, 3)])
+def test_runs_of_unlike_width_and_void_are_scored_alike(camvid_folder, tmp_path, monkeypatch, first, second):
+    "At the first run's, so that scores and differences are of one kind"
+    monkeypatch.setattr("IPython.display.display", lambda found: None)
+    small = dict(dataset="camvid", data_root=str(camvid_folder), image_size="", iterations=2, batch_size=2, crop=16,
+                 val_every=0, loss="ppce", runs=str(tmp_path), workers=0)
+    one = train(progress=None, name="one", max_width=first, void="ignore", **small)
+    train(progress=None, name="two", max_width=second, void="label", seed=1, **small)
+    space = run_compare("write_json(out", run_folders=f"{tmp_path}/one,{tmp_path}/two")
+    scores, differences = space["scores"], space["differences"]
+    (baseline, ours), (other, theirs) = scores.items()
+    assert [len(found["boundary"]) for found in scores.values()] == [first, first]
+    assert float(ours["miou"]) == pytest.approx(one.metrics["miou"], abs=1e-6)
+    assert ours["boundary"].tolist() == pytest.approx(one.metrics["boundary_miou"], abs=1e-6)
+    assert float(differences[other]["miou"][0]) == pytest.approx(float(theirs["miou"] - ours["miou"]), abs=1e-6)
+    assert "width 2" in space["_"].data and ("width 5" in space["_"].data) == (first >= 5)
 
 
 def test_papermill_ends_with_the_line(tmp_path):
