@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .core import InputError, one_line, some
@@ -29,12 +29,14 @@ LABEL_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM") # without loss: JPEG change
 def _opened(path: str | Path, what: str, formats: tuple[str, ...] = IMAGE_FORMATS) -> Iterator[Image.Image]:
     "An open image file of one frame; an InputError for whatever is wrong with it"
     try:
-        with Image.open(path, formats=formats) as file:
+        with open(path, "rb") as raw, Image.open(raw, formats=formats) as file:
             frames = getattr(file, "n_frames", 1)
             if frames > 1 and file.format != "MPO": # a camera's MPO is a photo with a preview behind it
                 raise InputError(f"{what} {path} has {frames} frames; expected one")
             yield file
     except (InputError, MemoryError): raise
+    except UnidentifiedImageError:
+        raise InputError(f"{what} {path} cannot be decoded: cannot identify image file {str(path)!r}") from None
     except Exception as e: # Pillow raises whatever a damaged file leads it to
         raise InputError(f"{what} {path} cannot be decoded: {one_line(e)}") from None
 
@@ -66,7 +68,7 @@ def stored_size(
         height, width = _stored_array(path, what).shape
         return width, height
     with _opened(path, what) as file:
-        width, height = file.size
+        width, height = (file.tag_v2[256], file.tag_v2[257]) if file.format == "TIFF" else file.size # that is turned
         return (height, width) if _orientation(file) in (5, 6, 7, 8) else (width, height)
 
 # %% ../nbs/20_reading.ipynb #f7a8b902
@@ -76,7 +78,7 @@ def check_bits(
 ):
     "Refuse an image of more than 8 bits a channel"
     deep = [file.mode] if file.mode == "F" or file.mode.startswith("I") else []
-    for mode in deep + [raw for raw in _raw_modes(file) if ";16" in raw]:
+    for mode in deep + [raw for raw in _raw_modes(file) if ";16" in raw and raw != "BGR;16"]: # 5 or 6 bits each
         raise InputError(f"{name} is a {mode} image; expected 8 bits a channel, such as mode RGB or L")
 
 # %% ../nbs/20_reading.ipynb #da15f819

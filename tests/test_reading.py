@@ -449,3 +449,31 @@ def test_photographs_that_training_does_not_read_are_told(tmp_path):
 def test_a_suffix_that_is_the_whole_name(tmp_path):
     coloured(tmp_path / "0" / "mask.png", [[0, 1]], BLACK, RED)
     assert list(files_by_name(tmp_path, suffix="mask", recursive=True)) == ["0/mask"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode, compression", [("L", None), ("L", "tiff_lzw"), ("RGB", None), ("RGB", "tiff_lzw")])
+def test_a_turned_tiff_is_read_like_a_png(tmp_path, orientation, mode, compression):
+    "Pillow gives some of a TIFF's size and pixels turned, and others not"
+    stored = np.random.default_rng(0).integers(0, 3, (6, 8) + (3,) * (mode == "RGB"), dtype=np.uint8)
+    picture = Image.fromarray(stored)
+    picture.getexif()[0x0112] = orientation
+    for name, more in (("a.png", {}), ("a.tif", dict(compression=compression))):
+        picture.save(tmp_path / name, exif=picture.getexif(), **more)
+    size = (8, 6) if orientation < 5 else (6, 8)
+    assert [stored_size(tmp_path / name) for name in ("a.png", "a.tif")] == [size, size]
+    assert torch.equal(read_image(tmp_path / "a.tif"), read_image(tmp_path / "a.png"))
+    assert torch.equal(read_image(tmp_path / "a.tif", (5, 4)), read_image(tmp_path / "a.png", (5, 4)))
+    if mode == "L":
+        assert torch.equal(read_label(tmp_path / "a.tif", 3), read_label(tmp_path / "a.png", 3))
+
+
+def test_a_bmp_of_16_bits_a_pixel_has_fewer_than_8_a_channel(tmp_path):
+    header = b"BM" + (66 + 8).to_bytes(4, "little") + bytes(4) + (66).to_bytes(4, "little")
+    header += (40).to_bytes(4, "little") + (2).to_bytes(4, "little") + (2).to_bytes(4, "little") + b"\1\0\x10\0"
+    header += (3).to_bytes(4, "little") + (8).to_bytes(4, "little") + bytes(16) # bit fields
+    header += b"".join(mask.to_bytes(4, "little") for mask in (0xF800, 0x07E0, 0x001F))
+    pixels = np.array([[0xF800, 0x07E0], [0x001F, 0xFFFF]], "<u2")[::-1] # from the bottom row
+    (tmp_path / "a.bmp").write_bytes(header + pixels.tobytes())
+    red, green, blue, white = read_image(tmp_path / "a.bmp").flatten(1).T.tolist()
+    assert (red, green, blue, white) == ([255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255])
