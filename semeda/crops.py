@@ -121,6 +121,7 @@ class TrainingCrops(Dataset):
     def __getitem__(self, k: int) -> tuple[Tensor, Tensor]:
         "Image float32 (3, crop, crop) and labels int64 (crop, crop)"
         from torchvision import tv_tensors
+        if not 0 <= k < self.count: raise IndexError(f"crop {k} of {self.count}") # ends a for loop
         epoch, position = divmod(k, len(self.data))
         i = int(epoch_order(len(self.data), self.seed, epoch)[position])
         image, label = tv_tensors.Image(self.data.images[i]), tv_tensors.Mask(self.data.labels[i])

@@ -22,9 +22,10 @@ from tqdm import tqdm
 # %% ../nbs/47_run_setup.ipynb #18207304
 from .checkpoints import IMAGENET, imagenet_file, init_weights, weights_line
 from .config import image_size_of, resolve, unused_settings
-from .core import BAR, InputError, probe_folder, progress_bar, provenance, weights_hash, write_json
+from .core import BAR, InputError, probe_folder, progress_bar, provenance, some, weights_hash, write_json
 from .data import TrainingCrops, load_data
 from .edge_net import SHIPPED, EdgeNet, cached_edge_net, edge_f1, load_edge_net, shipped_edge_net
+from .frozen_edge_net import FrozenEdgeNet
 from .launchers import SharedError, launch, run_on_all_ranks
 from .loggers import Loggers, logger_names
 from .loss_registry import build_loss, has_edge_head, loss_terms, needs_edge_net
@@ -172,7 +173,10 @@ class _RunMessages(_RunWeights):
     "What a run says before it trains"
     def _tell_statistics(self):
         "Say it where batch-norm is frozen that was never trained"
-        kept, goes_on = self.config.batch_norm, self.config.resume and (self.folder/"checkpoint.pt").is_file()
+        kept, goes_on = self.net.batch_norm, self.config.resume and (self.folder/"checkpoint.pt").is_file()
+        if kept != self.config.batch_norm and self.progress and self._writes:
+            print(f"batch_norm is {self.config.batch_norm!r}, which changes nothing: network {self.config.network} has "
+                  "no pre-trained trunk that is known, and all of it is trained", file=sys.stderr)
         if self.progress and self._writes and not goes_on and kept != "trained" and _has_no_statistics(self.net):
             print(f"batch_norm is {kept!r}, and the network begins with random weights, which have no statistics to "
                   f"keep; consider init_weights {IMAGENET}, or batch_norm trained", file=sys.stderr)
@@ -253,12 +257,17 @@ class _RunFiles(_RunEdgeNet):
     @property
     def finished(self) -> bool: # Not where `overwrite` is set, or `resume` asks for more iterations
         "Whether the folder holds this very run, finished"
-        return finished_metrics(self.config) is not None
+        return self._by_rank_zero(finished_metrics, self.config) is not None
+
+    def _by_rank_zero(self, read, *given):
+        "What rank zero reads; other machines need not see the run folder"
+        own = partial(read, *given) if self.fabric.is_global_zero else bool
+        return self.fabric.broadcast(run_on_all_ranks(self.fabric, own))
 
     def prepare(self):
         "Make the run folder and get the loss ready"
         if self.finished:
-            self.record = read_record(self.folder)
+            self.record = self._by_rank_zero(read_record, self.folder)
             return
         with self._locked():
             if needs_edge_net(self.config.loss):
@@ -338,6 +347,24 @@ class _RunFolder(_RunRecord):
         write_settings(self.folder/"run.yaml", self.config)
 
 # %% ../nbs/47_run_setup.ipynb #332f4302
+def _edge_net_names(loss):
+    "Names in a loss's `state_dict` that are its Edge net's, which is got again in another way"
+    nets = [(name, module) for name, module in loss.named_modules() if isinstance(module, FrozenEdgeNet)]
+    return {f"{prefix}.{name}".lstrip(".") for prefix, net in nets for name, _ in net.named_buffers(recurse=False)
+            if re.fullmatch(r"(kernel|bias)[0-9]", name)}
+
+def _own_state(loss):
+    "What a loss keeps itself"
+    return {name: value for name, value in loss.state_dict().items() if name not in _edge_net_names(loss)}
+
+def _load_own_state(loss, state, path):
+    "Give a loss what it has kept; raises `InputError` where that is another loss's"
+    found, wanted = state.keys() - _edge_net_names(loss), _own_state(loss).keys()
+    if found != wanted:
+        raise InputError(f"checkpoint {path} has {some(sorted(found)) or 'nothing'} of the loss; expected "
+                         f"{some(sorted(wanted)) or 'nothing'}")
+    loss.load_state_dict({name: state[name] for name in found}, strict=False)
+
 class _RunCheckpoints(_RunFolder):
     "Checkpoints of a run"
     def _state(self, step):
@@ -350,7 +377,7 @@ class _RunCheckpoints(_RunFolder):
             class_names=list(data.class_names), palette=[[int(c) for c in colour] for colour in data.palette],
             image_size=image_size_of(self.config),
             edge_net=record.get("edge_net"), data=record["data"], initial_weights=record["initial_weights"],
-            loss={} if needs_edge_net(self.config.loss) else self.loss.state_dict(), history=self.history,
+            loss=_own_state(self.loss), history=self.history,
             extended_from=self._extended_from, to_validate=self._to_validate)
 
     def _write_state(self, step, best=False):
@@ -428,7 +455,7 @@ class RunSetup(_RunTraining):
         if self.optimizer:
             self.optimizer.load_state_dict(state["optimizer"])
         if state.get("loss") and self.optimizer:
-            self.loss.load_state_dict(state["loss"])
+            _load_own_state(self.loss, state["loss"], self.folder/name)
         if state.get("precision"):
             self.fabric.strategy.precision.load_state_dict(state["precision"])
         self._random_states = state["random"] # set when the loader has begun, which draws a number

@@ -7,6 +7,7 @@ __all__ = ['validations_since_best', 'Run', 'train', 'main', 'load_run', 'PRESET
            'notebook_parameters', 'runs_folder', 'provenance', 'write_json', 'BAR', 'SharedError', 'sync_batch_norm']
 
 # %% ../nbs/48_trainer.ipynb #545dd1e6
+import re
 import resource
 import statistics
 import sys
@@ -24,14 +25,14 @@ from tqdm import tqdm
 # %% ../nbs/48_trainer.ipynb #a583a8dc
 from .config import Config, completed, help_of, image_size_of, resolve
 from .core import Arguments, InputError, is_out_of_memory, one_line, percent, printable, weights_hash, write_json
-from .launchers import is_reporting_process, run_on_all_ranks
+from .launchers import is_reporting_process, launcher_world_size, run_on_all_ranks
 from .loggers import Loggers, logger_names
 from .loss_registry import advance_loss, loss_across_processes, loss_terms
 from .optimise import RunningMeans, Timer, poly_decay
 from .run import finished_metrics, read_metrics, read_record, run_folder, unlock_run
 from .run_setup import RunSetup
 from .segment import predict_image
-from .settings import read_settings
+from .settings import of_a_run, read_settings
 
 # %% ../nbs/48_trainer.ipynb #b27e34f5
 from .config import MAY_DIFFER, PRESETS  # noqa: F401
@@ -229,7 +230,7 @@ class Run(_RunFigures):
     def evaluate(self) -> dict: # What metrics.json holds
         "Score the validation split and write metrics.json, the sign that the run is finished"
         if self.finished:
-            self.metrics = read_metrics(self.folder)
+            self.metrics = self._by_rank_zero(read_metrics, self.folder)
             return self.metrics
         with self._locked():
             self._write_metrics()
@@ -288,7 +289,7 @@ class _Parser(Arguments):
             names = dict.fromkeys((f"--{f.name.replace('_', '-')}", f"--{f.name}")) # each once
             self.add_argument(*names, dest=f.name, default=None, metavar=f.name.upper(), help=help_of(f), **switch)
         self.add_argument("--config", metavar="FILE", help="file of parameters, such as run.yaml or config.json of a "
-                          "run; those of the command line go before")
+                          "run; those of the command line go before, and so does what its row, loss or preset decides")
 
     def error(self, message): raise InputError(f"{message}; see --help")
 
@@ -301,13 +302,19 @@ def _given(argv):
     given = {name: value for name, value in vars(given).items() if value is not None}
     file = given.pop("config", None)
     kept = read_settings(file) if file else {}
-    return {name: value for name, value in kept.items() if name not in _decided_by(given)} | given
+    left_out = _decided_by(given, kept) - given.keys()
+    told = [name for name in kept if name in left_out and kept[name] not in ("", None)]
+    if told and is_reporting_process():
+        print(f"config {file}: {', '.join(told)} left out, which row, loss or preset of the command line decide",
+              file=sys.stderr)
+    started = launcher_world_size({}) if of_a_run(kept) else {} # which may be others than the run had
+    return {name: value for name, value in kept.items() if name not in left_out | started.keys()} | given
 
-def _decided_by(given):
+def _decided_by(given, kept):
     "The parameters of a file that a row, a loss or a preset of the command line decides instead"
-    names = {"row", "loss", "lambdas", "relu"} if "row" in given else set()
-    names |= {"row", "lambdas"} if "loss" in given else set()
-    return names | set(PRESETS.get(given.get("preset"), ()))
+    names = {"row", "loss", "lambdas", "relu"} if "row" in given and given["row"] != kept.get("row") else set()
+    names |= {"row", "lambdas"} if "loss" in given and given["loss"] != kept.get("loss") else set()
+    return names | set(PRESETS.get(given.get("preset"), ()) if of_a_run(kept) else ()) # one's own values stay
 
 # %% ../nbs/48_trainer.ipynb #01e6cdb9
 def _score_line(folder, metrics):
@@ -326,7 +333,7 @@ def _train_from_arguments(argv):
     "Train with the parameters of a command line, and print one line"
     given = _given(argv)
     config = resolve(**given)[0]
-    if metrics := _finished(config):
+    if metrics := config.num_nodes == 1 and _finished(config): # else another machine may not see the folder
         if is_reporting_process():
             extended = [f"extended from {length} steps" for length in metrics.get("extended_from", [])[-1:]]
             print(f"{_score_line(run_folder(config), metrics)}; "
@@ -346,7 +353,9 @@ def _reason(error):
         return f"{error.filename or ''} {error.strerror or one_line(error)}".strip()
     if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
         return "batch norm has one value a channel; expected a larger batch_size or crop, or batch_norm frozen"
-    return str(error) if isinstance(error, InputError) else None
+    if isinstance(error, InputError): # from a loading process it comes with the traceback before it
+        return re.sub(r"(?s)^Caught InputError in DataLoader worker process.*InputError: ", "", str(error)).strip()
+    return None
 
 # %% ../nbs/48_trainer.ipynb #512c8cbd
 def main(

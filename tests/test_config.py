@@ -130,6 +130,11 @@ def test_version(capsys):
     (dict(network="torchvision.fcn_resnet50", backbone="resnet50", init_weights="imagenet"), []),
     (dict(network="semeda.deeplab:DeepLabV2", output_stride=16), []),
     (dict(network="deeplab_v2", output_stride=16, layers=4), []),
+    (dict(loss="lovasz", edge_steps=5), ["edge_steps is 5, which changes nothing: loss lovasz does not take it"]),
+    (dict(loss="ppce", edge_net="voc"), ["edge_net is 'voc', which changes nothing: loss ppce does not take it"]),
+    (dict(edge_net="voc", edge_sigma=2), ["edge_sigma is 2.0, which changes nothing: edge_net voc does not take it"]),
+    (dict(edge_net="voc"), []), (dict(edge_steps=5), []),
+    (dict(network="smp.Unet", upsampling="stretched"), ["upsampling is 'stretched', which changes nothing"]),
     (dict(loss="torch.nn:CrossEntropyLoss", reduction="relative"), ["reduction is 'relative', which changes nothing"]),
 ])
 def test_settings_that_change_nothing_are_told(given, told):

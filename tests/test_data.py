@@ -8,6 +8,7 @@ from semeda.data import (
     DATASETS,
     VOID,
     DatasetRecord,
+    TrainingCrops,
     camvid,
     cityscapes,
     draw_scene,
@@ -486,3 +487,8 @@ def test_validation_masks_that_tell_nothing_are_refused(tmp_path, values, told):
             load_data("folder", "val", tmp_path, num_classes=2)
     else:
         assert len(load_data("folder", "val", tmp_path, num_classes=2)) == 1
+
+
+def test_a_loop_over_training_crops_ends():
+    "Python asks for one item after the other until there is an IndexError"
+    assert len([crop for crop in TrainingCrops(scenes("train", 2, size=32), 3, 16)]) == 3

@@ -3,15 +3,16 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from PIL import Image
 
 from semeda.checkpoints import imagenet_file
+from semeda.config import BEFORE, resolve
 from semeda.core import InputError
-from semeda.data import draw_scene, scenes
+from semeda.data import TrainingCrops, draw_scene, scenes
 from semeda.edge_net import EdgeNet, random_edge_net
 from semeda.edge_net_files import save_edge_net
 from semeda.run import read_history, read_run_checkpoint, run_state, unlock_run, write_checkpoint
@@ -450,8 +451,9 @@ class Drifting(torch.nn.Module):
         return self.factor.clone() * torch.nn.functional.cross_entropy(logits, labels, ignore_index=255)
 
 
-def test_a_loss_goes_on_with_its_state_and_has_no_weights(tmp_path):
-    given = SMALL | dict(loss="tests.test_run:Drifting", runs=str(tmp_path))
+@pytest.mark.parametrize("loss", ["tests.test_run:Drifting", "semeda+tests.test_run:Drifting"])
+def test_a_loss_goes_on_with_its_state_and_has_no_weights(tmp_path, loss):
+    given = SMALL | dict(loss=loss, runs=str(tmp_path))
     whole = train_run(None, **given, name="whole")
     killed = Run(None, **given, name="killed")
     killed.prepare()
@@ -463,6 +465,8 @@ def test_a_loss_goes_on_with_its_state_and_has_no_weights(tmp_path):
     unlock_run(killed.folder)
     again = train_run(None, **given, name="killed", resume=True)
     assert again.metrics["final_weights"] == whole.metrics["final_weights"]
+    kept = torch.load(again.folder / "checkpoint.pt", weights_only=True)["loss"]
+    assert len(kept) == 1 and next(iter(kept)).endswith("factor") # and no Edge net
     with pytest.raises(InputError, match="has the parameter loss.scale, which would not be trained"):
         train_run(None, **given | dict(loss="tests.test_run:Drifting(trained=True)"), name="weights")
     assert not (tmp_path / "weights").exists()
@@ -646,6 +650,57 @@ def test_the_command_line_goes_before_a_file(tmp_path, given, expected):
     write_settings(tmp_path / "run.yaml", resolve(loss="lovasz", crop=24, momentum=.8)[0])
     config = resolve(**_given([f"--config={tmp_path / 'run.yaml'}", *given]))[0]
     assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_values_of_ones_own_file_stay_beside_its_preset_or_loss(tmp_path, capsys):
+    "A run's file holds all parameters, and leaves to the command line what that decides; this one means its own"
+    from semeda.trainer import _given, resolve
+    own = dict(dataset="folder", lr=.001, iterations=1000, backbone="resnet50", loss="semeda", lambdas="0,1,0")
+    (tmp_path / "own.yaml").write_text(json.dumps(own))
+    for more in ([], ["--preset=folder_cpu"], ["--loss=semeda"]):
+        config = resolve(**_given([f"--config={tmp_path / 'own.yaml'}", *more]))[0]
+        assert (config.lr, config.iterations, config.backbone, config.lambdas) == (.001, 1000, "resnet50", [0., 1., 0.])
+    assert not capsys.readouterr().err
+    assert "lambdas" not in _given([f"--config={tmp_path / 'own.yaml'}", "--loss=ubernet"])
+    words = f"config {tmp_path / 'own.yaml'}: lambdas left out, which row, loss or preset of the command line decide\n"
+    assert capsys.readouterr().err == words
+
+
+@pytest.mark.parametrize("name", ["config.json", "run.yaml"])
+def test_an_older_runs_file_is_read_as_the_run_was(tmp_path, name):
+    "It has no word of how masks and logits were resized, which was another way"
+    from semeda.settings import read_settings
+    kept = {key: value for key, value in asdict(resolve(loss="ppce")[0]).items() if key not in BEFORE}
+    (tmp_path / name).write_text(json.dumps(dict(config=kept) if name == "config.json" else kept))
+    assert resolve(**read_settings(tmp_path / name))[0].upsampling == "stretched"
+    assert read_settings(tmp_path / name)["label_resize"] == "nearest"
+    (tmp_path / name).write_text(json.dumps(dict(loss="ppce", lr=.1))) # of one's own
+    assert not BEFORE.keys() & read_settings(tmp_path / name).keys()
+
+
+def test_a_runs_file_goes_with_any_number_of_processes(tmp_path, monkeypatch):
+    from semeda import launchers
+    from semeda.settings import write_settings
+    from semeda.trainer import _given
+    write_settings(tmp_path / "run.yaml", resolve(loss="ppce", batch_size=8)[0])
+    monkeypatch.setitem(launchers.LAUNCHERS, "torchrun", lambda: (2, 1))
+    assert resolve(**_given([f"--config={tmp_path / 'run.yaml'}"]))[0].devices == 2
+    (tmp_path / "own.yaml").write_text("devices: 4")
+    with pytest.raises(InputError, match="devices is 4; expected 2, as torchrun started"):
+        resolve(**_given([f"--config={tmp_path / 'own.yaml'}"]))
+
+
+def test_an_error_of_a_loading_process_is_one_line(tmp_path, capsys, monkeypatch):
+    "torch tells it with the traceback of that process before it"
+    from torch.utils.data import get_worker_info
+    read = TrainingCrops.__getitem__
+    def fails(self, k):
+        if get_worker_info():
+            raise InputError("label x.png is a RGB image; expected one channel")
+        return read(self, k)
+    monkeypatch.setattr(TrainingCrops, "__getitem__", fails)
+    line = refused(capsys, arguments(tmp_path / "runs" / "x", loss="ppce", workers=1))
+    assert line == "semeda-train: label x.png is a RGB image; expected one channel"
 
 
 def test_a_row_is_trained_with_its_own_loss(capsys):

@@ -102,6 +102,11 @@ def two_processes(root):
 
     rank = torch.distributed.get_rank()
 
+    own = root / ("runs" if rank == 0 else "elsewhere") # as on a machine that does not see the first one's
+    for _ in range(2): # the second time it is finished, which the first machine alone can see
+        found = train(root, "apart", **two, runs=str(own), iterations=2)
+        (root / f"apart-{rank}.txt").write_text(str(found.metrics["miou"]))
+
     def spoilt_for_one(*args):
         if rank == 1: raise InputError("spoilt here")
         return load(*args)
@@ -167,6 +172,12 @@ def test_torchrun(root):
         assert np.allclose(*(rows[column] for rows in history), equal_nan=True, **tolerance), column
     assert json.loads((root / "runs" / "two" / "config.json").read_text())["config"]["devices"] == 2
     assert out.count("two: mIoU") == 1 and err.count("| 0/4 [") == 1 # summary and progress of one process
+
+
+def test_a_run_folder_that_the_first_machine_alone_sees(root):
+    miou = json.loads((root / "runs" / "apart" / "metrics.json").read_text())["miou"]
+    assert [float((root / f"apart-{rank}.txt").read_text()) for rank in (0, 1)] == [miou, miou]
+    assert not list((root / "elsewhere").rglob("metrics.json"))
 
 
 @pytest.mark.parametrize("name", ["one-two", "two-one"])
