@@ -12,7 +12,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-from .core import InputError
+from .core import InputError, finite, whole_number
 from .counts import CountMetric, check_masks
 
 # %% ../nbs/32_boundary_iou.ipynb #eb26749f
@@ -52,7 +52,7 @@ def boundary_iou_counts(
     labels: Tensor, # Classes 0..C-1 or `ignore_index`, integer dtype, same shape
     num_classes: int, # C
     width: int, # d, in pixels
-    ignore_index: int = 255, # Label of void pixels
+    ignore_index: int | None = 255, # Label of void pixels; None: there are none
     void: str = "ignore", # Whether void erodes: "ignore" no, "label" yes
 ) -> Tensor: # int64, shape (2, C): pixels in the intersection and the union of the bands
     "Intersection and union of label's and prediction's boundary bands, of each class's own mask"
@@ -75,11 +75,12 @@ class BoundaryIoU(CountMetric):
         num_classes: int, # C
         width: int | None = None, # d in pixels; None: from `ratio`
         ratio: float = .02, # d as a share of the image's diagonal
-        ignore_index: int = 255, # Label of void pixels
+        ignore_index: int | None = 255, # Label of void pixels; None: there are none
         void: str = "ignore", # Whether void erodes: "ignore" no, "label" yes
     ):
         super().__init__()
-        self.width, self.ratio = width, ratio
+        self.width = None if width is None else whole_number("width", width, 1, 10**6)
+        self.ratio = finite("ratio", ratio, 0, 1)
         self.settings: dict[str, Any] = dict(num_classes=num_classes, ignore_index=ignore_index, void=void)
         self.shapes = dict(boundary_iou=(), per_class=(num_classes,), absent=(num_classes,))
         self._add_counts("counts", 2, num_classes)

@@ -181,7 +181,7 @@ def euclidean_distance(
         return _distance_by_rows(mask)
     from scipy.ndimage import distance_transform_edt
     distance = torch.full(mask.shape, torch.inf)
-    for one, out in zip(mask.flatten(0, -3), distance.view(-1, *mask.shape[-2:])):
+    for one, out in zip(mask.reshape(-1, *mask.shape[-2:]), distance.view(-1, *mask.shape[-2:])):
         if one.any():
             out.copy_(torch.from_numpy(distance_transform_edt(~one.numpy())))
     return distance

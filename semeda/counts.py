@@ -20,6 +20,9 @@ from .edges import chessboard_distance, edge_map, void_pixels
 # %% ../nbs/30_counts.ipynb #a61a4b75
 def _check_pair(predictions, labels, num_classes):
     "Raise `InputError` unless shapes, dtypes and the number of classes are usable"
+    for name, values in (("predictions", predictions), ("labels", labels)):
+        if not isinstance(values, Tensor):
+            raise InputError(f"{name} are a {type(values).__name__}; expected a tensor of integers")
     if predictions.shape != labels.shape:
         shapes = tuple(predictions.shape), tuple(labels.shape)
         raise InputError(f"predictions have shape {shapes[0]}; expected the labels' {shapes[1]}")
@@ -46,7 +49,7 @@ def check_masks(
     predictions: Tensor, # Predicted classes 0..C-1, integer dtype; anything on void pixels
     labels: Tensor, # Classes 0..C-1 or `ignore_index`, integer dtype, same shape
     num_classes: int, # C
-    ignore_index: int = 255, # Label of void pixels
+    ignore_index: int | None = 255, # Label of void pixels; None: there are none
 ) -> tuple[Tensor, Tensor]: # Both as uint8 or int16: 0..C-1, and C on void pixels
     "Check predictions and labels, and give both the class C where the label is void"
     _check_pair(predictions, labels, num_classes)
@@ -61,7 +64,7 @@ def confusion(
     predictions: Tensor, # Predicted classes 0..C-1, integer dtype, any shape
     labels: Tensor, # Classes 0..C-1 or `ignore_index`, integer dtype, same shape
     num_classes: int, # C
-    ignore_index: int = 255, # Label of void pixels
+    ignore_index: int | None = 255, # Label of void pixels; None: there are none
 ) -> Tensor: # int64, shape (C, C): label, prediction
     "Count labelled pixels by label and prediction"
     predictions, labels = check_masks(predictions, labels, num_classes, ignore_index)
@@ -75,7 +78,7 @@ def trimap_counts(
     labels: Tensor, # Classes 0..C-1 or `ignore_index`, integer dtype, same shape
     num_classes: int, # C
     max_width: int = 40, # W, 1..254 pixels
-    ignore_index: int = 255, # Label of void pixels
+    ignore_index: int | None = 255, # Label of void pixels; None: there are none
     void: str = "ignore", # Boundaries at void: "ignore" or "label", see `edge_map`
 ) -> Tensor: # int64, shape (W + 1, C, C): distance, label, prediction
     "Count labelled pixels by distance to the label's edges, label and prediction"

@@ -97,12 +97,14 @@ def cached_edge_net(
     **settings: Any, # Passed to `train_edge_net`
 ) -> EdgeNet: # Frozen
     "The Edge net of these masks and settings: from its file, else trained and written there"
-    path = Path(cache)/f"{_cache_key(masks, num_classes, settings)}.safetensors"
+    start = settings.get("start") # a net, of which the hash is kept
+    known = settings | (dict(start=weights_hash(start)) if start is not None else {})
+    path = Path(cache)/f"{_cache_key(masks, num_classes, known)}.safetensors"
     if path.exists():
         return load_edge_net(path)
     probe_folder(cache, "cache")
     net = train_edge_net(masks, num_classes, progress=progress, **settings)
-    save_edge_net(net, path, num_classes=num_classes, masks=len(masks), **settings)
+    save_edge_net(net, path, num_classes=num_classes, masks=len(masks), **known)
     return net
 
 # %% ../nbs/14_edge_net_files.ipynb #331f77bf

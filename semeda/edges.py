@@ -30,9 +30,11 @@ def neighbour_pairs(
 # %% ../nbs/00_edges.ipynb #0ba32959
 def void_pixels(
     labels: Tensor, # Any integer dtype
-    ignore_index: int, # Label of void pixels
+    ignore_index: int | None, # Label of void pixels; None: there are none
 ) -> Tensor: # bool, same shape
     "Where labels are void"
+    if ignore_index is None:
+        return torch.zeros_like(labels, dtype=torch.bool)
     if labels.dtype != torch.bool:
         limits = torch.iinfo(labels.dtype)
         if not limits.min <= ignore_index <= limits.max:
@@ -42,7 +44,7 @@ def void_pixels(
 # %% ../nbs/00_edges.ipynb #7798c2d0
 def edge_map(
     labels: Tensor, # Class of each pixel, any integer dtype, shape (..., H, W)
-    ignore_index: int = 255, # Label of void pixels
+    ignore_index: int | None = 255, # Label of void pixels; None: there are none
     void: str = "ignore", # "ignore": void neighbours do not count; "label": void is one more label
 ) -> Tensor: # uint8, same shape: 1 edge, 0 no edge; 255 on void pixels for `void="ignore"`
     "Semantic edge map E* of a label mask"
@@ -108,7 +110,7 @@ def chessboard_distance(
 def edge_distance(
     labels: Tensor, # Integer labels, shape (..., H, W)
     max_width: int = 40, # Largest band width of interest, 1..254 pixels
-    ignore_index: int = 255, # Label of void pixels
+    ignore_index: int | None = 255, # Label of void pixels; None: there are none
     void: str = "ignore", # How to read void, see `edge_map`
 ) -> Tensor: # uint8, same shape, in 0..max_width; void pixels are 255
     "Chessboard distance of each labelled pixel to the nearest semantic edge, capped at `max_width`"
@@ -119,7 +121,7 @@ def edge_distance(
 def trimap(
     labels: Tensor, # Integer labels, shape (..., H, W)
     width: int, # Pixels to each side of a boundary, 1..254; 1 is the edge pixels themselves
-    ignore_index: int = 255, # Label of void pixels
+    ignore_index: int | None = 255, # Label of void pixels; None: there are none
     void: str = "ignore", # How to read void, see `edge_map`
 ) -> Tensor: # uint8, same shape: 1 boundary, 0 non-boundary, 255 void
     "Boundary and non-boundary region of a label mask"
@@ -197,7 +199,7 @@ def _edge_map_in_numpy(labels, ignore_index, void):
     *batch, height, width = labels.shape
     x = np.ascontiguousarray(labels.numpy()).reshape(math.prod(batch), height, width)
     # void often has the largest number, and the maximum is quick to find
-    no_void = void == "label" or x.max(initial=0) < ignore_index
+    no_void = void == "label" or ignore_index is None or x.max(initial=0) < ignore_index
     unknown = None if no_void else x == ignore_index
     if unknown is None or not unknown.any():
         return torch.from_numpy(_windows_differ(x).view(np.uint8).reshape(labels.shape))
@@ -211,7 +213,7 @@ def _edge_map_in_numpy(labels, ignore_index, void):
 def _faster_on_cpu(by_definition: Callable[..., Tensor]) -> Callable[..., Tensor]:
     "The same function, in NumPy where the labels are on the CPU"
     @functools.wraps(by_definition)
-    def edge_map(labels: Tensor, ignore_index: int = 255, void: str = "ignore") -> Tensor:
+    def edge_map(labels: Tensor, ignore_index: int | None = 255, void: str = "ignore") -> Tensor:
         if labels.device.type != "cpu" or torch.compiler.is_compiling():
             return by_definition(labels, ignore_index, void)
         check_labels(labels, void)

@@ -21,6 +21,7 @@ from .core import InputError, load_object, one_line
 from .loss_processes import loss_across_processes  # noqa: F401
 from .loss_records import LOSSES, SETTINGS, LossRecord
 from .rivals import PEERS, AddedModule, WholeModule, free_name
+from .semeda_term import _checked_lambdas
 
 _all_ = ["LossRecord", "LOSSES", "SETTINGS", "loss_across_processes"] # from here too
 
@@ -189,6 +190,8 @@ def build_loss(
         if name not in SETTINGS:
             raise InputError(f"unknown setting {name!r}; choose from {', '.join(SETTINGS)}")
     given = {name: value for name, value in settings.items() if value is not None or name == "ignore_index"}
+    if "lambdas" in given:
+        check_lambdas(expression, list(_checked_lambdas(given["lambdas"])))
     settings = dict(ignore_index=255) | given
     loss: Any = None
     over = set()

@@ -59,7 +59,7 @@ def _check_length(weight, num_classes):
 def edge_ppce(
     edge_logits: Tensor, # Of no edge and edge, shape (B, 2, H, W)
     labels: Tensor, # Integer class labels, shape (B, H, W)
-    ignore_index: int = 255, # Label of void pixels
+    ignore_index: int | None = 255, # Label of void pixels; None: there are none
 ) -> Tensor: # Scalar
     "Cross-entropy against the semantic edge map E*, the second term of eq. 5"
     if edge_logits.shape[1] != 2:

@@ -30,7 +30,7 @@ class MeanIoU(CountMetric):
 
     def __init__(self,
         num_classes: int, # C
-        ignore_index: int = 255, # Label of void pixels
+        ignore_index: int | None = 255, # Label of void pixels; None: there are none
     ):
         super().__init__()
         self.num_classes, self.ignore_index = num_classes, ignore_index
@@ -107,7 +107,7 @@ class TrimapIoU(_PerImage):
     def __init__(self,
         num_classes: int, # C
         max_width: int = 40, # W, 1..254 pixels
-        ignore_index: int = 255, # Label of void pixels
+        ignore_index: int | None = 255, # Label of void pixels; None: there are none
         void: str = "ignore", # Boundaries at void: "ignore" or "label"
         per_image: bool = False, # Keep each image's class counts
     ):

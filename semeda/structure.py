@@ -47,7 +47,7 @@ def structure_counts(
     labels: Tensor, # Classes 0..C-1 or `ignore_index`, integer dtype, same shape
     num_classes: int, # C
     small: int = 20, # Fragments under so many pixels are small
-    ignore_index: int = 255, # Label of void pixels
+    ignore_index: int | None = 255, # Label of void pixels; None: there are none
 ) -> dict[str, Tensor]: # int64 (C,): holes, fragments, label_holes, label_fragments; area, small_area in pixels
     "Holes and fragments of each class in prediction and label of one image, and the area of small fragments"
     if labels.dim() != 2:
@@ -75,7 +75,7 @@ class Structure(CountMetric):
     def __init__(self,
         num_classes: int, # C
         small: int = 20, # Fragments under so many pixels are small
-        ignore_index: int = 255, # Label of void pixels
+        ignore_index: int | None = 255, # Label of void pixels; None: there are none
     ):
         super().__init__()
         self.settings = dict(num_classes=num_classes, small=small, ignore_index=ignore_index)

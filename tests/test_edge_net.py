@@ -124,6 +124,9 @@ def test_cache_knows_labels_and_settings(tmp_path):
     cached_edge_net(masks, 7, tmp_path, steps=3)
     cached_edge_net(masks[:3], 7, tmp_path, steps=2)
     assert len(list(tmp_path.iterdir())) == 3
+    again = cached_edge_net(masks, 7, tmp_path, steps=2, start=first) # a net among the settings
+    assert weights_hash(cached_edge_net(masks, 7, tmp_path, steps=2, start=first)) == weights_hash(again)
+    assert weights_hash(again) != weights_hash(first) and len(list(tmp_path.iterdir())) == 4
 
 
 def test_cache_tells_classes_apart_that_a_byte_does_not(tmp_path):

@@ -172,6 +172,16 @@ def test_lambdas():
         check_lambdas("ppce_edges", [1., 1., 0.])
 
 
+@pytest.mark.parametrize("expression, lambdas, words", [
+    ("ubernet", (0, 1, 0), "expected lambda1,0,0 for ubernet"), ("edge_weighted", (0, 0, 1), "expected lambda1,0,0"),
+    ("lovasz", (0, 5, 0), "which lovasz does not take"), ("semeda", 2., "lambdas is 2.0; expected three weights"),
+    ("ubernet", 2., "lambdas is 2.0; expected three weights"), ("semeda", (1, 2), "expected three weights")])
+def test_weights_of_layers_that_a_loss_does_not_have_are_refused(expression, lambdas, words):
+    "They changed nothing without a word"
+    with pytest.raises(InputError, match=words):
+        build_loss(expression, lambdas=lambdas, num_classes=7, edge_net="voc")
+
+
 def test_table_1():
     assert list(TABLE1)[10] == "table1_11" and TABLE1["table1_11"] == dict(
         loss="semeda", lambdas=(0.0, 1.0, 0.0), relu="before", reported=66.6

@@ -110,6 +110,33 @@ def test_void_of_other_number_and_arguments_are_left_alone():
     assert torch.equal(prediction, before[0]) and torch.equal(label, before[1]) and torch.equal(small.long(), label)
 
 
+@pytest.mark.parametrize("make", [MeanIoU, BoundaryIoU, Structure, lambda *a, **b: TrimapIoU(*a, max_width=3, **b)])
+def test_labels_without_void(make):
+    "As the losses take them: `ignore_index=None`, and 255 is a wrong class"
+    g = torch.Generator().manual_seed(0)
+    prediction, label = (torch.randint(0, 3, (2, 9, 8), generator=g) for _ in range(2))
+    without, usual = make(3, ignore_index=None), make(3)
+    for metric in (without, usual):
+        metric.update(prediction, label)
+    torch.testing.assert_close(without.compute(), usual.compute(), rtol=0, atol=0, equal_nan=True)
+    label[0, 0, 0] = 255
+    with pytest.raises(InputError, match="labels lie in 0..255; expected 0..2"):
+        without.update(prediction, label)
+
+
+@pytest.mark.parametrize("given, words", [
+    (dict(width=2.5), "width is 2.5; expected a whole number"), (dict(ratio=2), "ratio is 2; expected at most 1"),
+    (dict(ratio=-1), "ratio is -1; expected at least 0"), (dict(width=0), "width is 0; expected 1")])
+def test_widths_of_boundary_iou_that_are_refused(given, words):
+    with pytest.raises(InputError, match=words):
+        BoundaryIoU(3, **given)
+
+
+def test_masks_that_are_no_tensors_are_told():
+    with pytest.raises(InputError, match="predictions are a ndarray; expected a tensor of integers"):
+        MeanIoU(3).update(np.zeros((2, 2), int), torch.zeros(2, 2, dtype=torch.long))
+
+
 def test_absent_class_is_left_out_and_named():
     counts = torch.tensor([[4, 0, 0], [0, 2, 0], [0, 0, 0]])
     assert iou(counts)[2].isnan() and mean_iou(counts) == 1

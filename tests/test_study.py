@@ -27,7 +27,9 @@ from semeda.study.gains import (
     judge,
     losses_table,
     needs,
+    not_told_apart,
     targets_table,
+    training_curves,
     weights_table,
     weights_tried,
     without_gain,
@@ -428,11 +430,26 @@ def test_advice_follows_from_the_figures():
     assert "For fewest fragments: **PPCE** itself" in advice(ahead)
     assert "without another package" not in advice(ahead) # the same row
     behind = fake_groups(dict(a={0: -3, 1: 3.1}, b={0: -3, 1: 3.2}))
+    assert "; over the groups alone " in advice(ahead)
     assert without_gain(behind) == ["ours"] and "No gain in mIoU is shown for PPCE + edge IoU" in advice(behind)
     larger = fake_groups(dict(a={0: 9, 1: 0}, b={0: 9, 1: 0}), also=dict(a={0: 1, 1: 1.1}, b={0: 1, 1: 1.2}))
     assert best(larger, "miou")[0] == "also" # the other's interval includes 0
     assert needs("smp.LovaszLoss+edge_iou") == "nothing" # ours are the same
     assert needs("semeda+smp.DiceLoss") == "an Edge net, segmentation-models-pytorch" and needs("edge_iou") == "nothing"
+
+
+def test_advice_names_those_that_are_not_told_apart():
+    near = fake_groups(dict(a={0: 3, 1: 3.1}, b={0: 3, 1: 3.2}), near=dict(a={0: 2.9, 1: 3.2}, b={0: 3.1}),
+                       behind=dict(a={0: 1, 1: 1.1}, b={0: 1, 1: 1.2}), apart=dict(a={3: 3}, b={3: 3}))
+    assert not_told_apart(near, "ours", SCORES["miou"]) == ["near"]
+    assert "in 2 groups; over the groups alone +2.8 to +3.4; not told apart from PPCE + edge IoU." in advice(near)
+
+
+def test_curves_leave_out_rows_that_share_no_pair():
+    groups = fake_groups(dict(a={0: 3}, b={0: 3}), other=dict(a={1: 3}, b={1: 3}), third=dict(a={0: 2}, b={}))
+    [ax] = training_curves(groups).axes
+    assert len(ax.lines) == 3 and ax.get_title() == "fake: mean of 1 run a row"
+    assert len(training_curves(groups, most=2).axes[0].lines) == 2
 
 
 def test_gains_have_the_direction_of_their_score():

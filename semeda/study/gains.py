@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['needs', 'step_costs', 'losses_table', 'forest', 'Target', 'judge', 'targets_table', 'fragments_by_class',
-           'weights_tried', 'best_weight', 'weights_table', 'best', 'without_gain', 'advice', 'by_group',
-           'training_curves']
+           'weights_tried', 'best_weight', 'weights_table', 'best', 'without_gain', 'advice', 'not_told_apart',
+           'by_group', 'training_curves']
 
 # %% ../../nbs/78_study_gains.ipynb #18eb934d
 import math
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..core import InputError, escape, markdown_table, read_json
 from ..loss_registry import loss_label, needs_edge_net, parse_loss
-from .groups import SCORES, Difference, Groups, difference_text, differences
+from .groups import SCORES, Difference, Groups, Score, difference_text, differences
 from .groups import over_groups, over_pairs, values_of
 from .settings import results_folder
 
@@ -63,10 +63,20 @@ def _score_text(groups, row, score):
         return f"{score.scale * statistics.mean(values):.{score.digits}f}" if values else "not run"
     return difference_text(over_pairs(differences(groups, baseline, row, score)), score)
 
+def _alone_text(groups, row, score):
+    "The interval of a row's difference to the baseline over the groups alone, which takes no two runs as independent"
+    baseline = groups.baseline()
+    found = over_groups(differences(groups, baseline, row, score)) if baseline and row != baseline else None
+    if found is None or found.low is None:
+        return ""
+    return difference_text(found, score).partition("(")[2].rstrip(")")
+
 def _without_weight(groups, row):
     "What a row's loss is called, whatever its weight"
+    config, usual = groups.config(row), groups.config(groups.baseline() or row)
+    own = {name: config[name] for name in ("norm", "reduction") if config.get(name) != usual.get(name)} # other costs
     try:
-        label = loss_label(groups.config(row)["loss"])
+        label = loss_label(config["loss"], **own)
     except InputError: # of somebody else's package, which is not here
         label = groups.label(row)
     return re.sub(r" \(weight [^;)]*\)", "", label)
@@ -77,12 +87,14 @@ def losses_table(
     costs: dict[str, tuple[str, str]] | None = None, # From `step_costs`
 ) -> str: # Markdown
     "The baseline's scores, and the differences of the other rows to it"
-    lines = []
+    lines, alone = [], (SCORES["miou"], SCORES["boundary_2"])
     for row in groups.rows():
         scores = [_score_text(groups, row, score) for score in SCORES.values()]
+        scores += [_alone_text(groups, row, score) for score in alone]
         cost = (costs or {}).get(_without_weight(groups, row), ("", "")) # it costs the same with any weight
         lines.append([groups.label(row), *scores, _pairs_text(groups, row), *cost, needs(groups.config(row)["loss"])])
-    head = ["", *(score.label for score in SCORES.values()), "runs in groups", "ms a step", "MiB", "needs"]
+    head = ["", *(score.label for score in SCORES.values()), *(f"{s.label}, over groups alone" for s in alone)]
+    head += ["runs in groups", "ms a step", "MiB", "needs"]
     return markdown_table(head, lines) if lines else "no results yet"
 
 # %% ../../nbs/78_study_gains.ipynb #d62f61b2
@@ -304,9 +316,23 @@ def _sentence(groups, why, found, score):
     (row, difference), baseline = found, groups.label(groups.baseline())
     over = f"over {_number(difference.pairs, 'pair')} of runs in {_number(difference.groups, 'group')}"
     figures = f"{difference_text(difference, score)} in {score.label} against {baseline}, {over}"
+    if alone := _alone_text(groups, row, score):
+        figures += f"; over the groups alone {alone}"
     if score.better * difference.mean <= 0:
         return f"{why}: **{baseline}** itself; the next is {groups.label(row)}, {figures}."
+    near = [groups.label(other) for other in not_told_apart(groups, row, score)]
+    figures += f"; not told apart from {', '.join(near)}" if near else ""
     return f"{why}: **{groups.label(row)}**, {figures}{'' if _shown(difference) else '; no gain is shown yet'}."
+
+def not_told_apart(
+    groups: Groups,
+    row: str,
+    score: Score,
+) -> list[str]: # Rows, without the baseline
+    "Rows from which this one is not told apart, over the pairs that both have, of two groups at least"
+    found = {other: over_pairs(differences(groups, other, row, score)) for other in groups.rows()}
+    return [other for other, difference in found.items() if other not in (row, groups.baseline())
+            and difference and difference.low is not None and not _shown(difference)]
 
 def _number(count, noun):
     "A count in words, such as 2 pairs"
@@ -334,14 +360,16 @@ def training_curves(
 ):
     "Validation mIoU against the training step, over the pairs that all drawn rows share"
     import matplotlib.pyplot as plt
-    rows = groups.rows()[:most]
-    shared = [set(values_of(groups, row, SCORES["miou"])) for row in rows]
-    pairs = sorted(set.intersection(*shared)) if shared else []
-    if not pairs:
+    rows, pairs = [], set()
+    for row in groups.rows(): # one that shares no pair with those before it is left out
+        own = set(values_of(groups, row, SCORES["miou"]))
+        if len(rows) < most and (both := own & pairs if rows else own):
+            rows, pairs = [*rows, row], both
+    if not rows:
         return None
     fig, ax = plt.subplots(figsize=(7, 3))
     for row, style in zip(rows, ("o-", "s--", "^:", "v-.", "d-")):
-        runs = [groups.studies[group].runs[row][seed]["validated"] for group, seed in pairs]
+        runs = [groups.studies[group].runs[row][seed]["validated"] for group, seed in sorted(pairs)]
         scores = [100 * statistics.mean(point["val_miou"] for point in points) for points in zip(*runs)]
         ax.plot([point["step"] for point in runs[0]], scores, style, label=groups.label(row))
     ax.set(xlabel="step", ylabel="mIoU (%)", title=f"{groups.name}: mean of {_number(len(pairs), 'run')} a row")
