@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from .core import InputError, one_line, some
@@ -68,7 +69,7 @@ def stored_size(
         height, width = _stored_array(path, what).shape
         return width, height
     with _opened(path, what) as file:
-        width, height = (file.tag_v2[256], file.tag_v2[257]) if file.format == "TIFF" else file.size # that is turned
+        width, height = (file.tag_v2[256], file.tag_v2[257]) if isinstance(file, TiffImageFile) else file.size # turned
         return (height, width) if _orientation(file) in (5, 6, 7, 8) else (width, height)
 
 # %% ../nbs/20_reading.ipynb #f7a8b902

@@ -78,7 +78,7 @@ class Structure(CountMetric):
         ignore_index: int | None = 255, # Label of void pixels; None: there are none
     ):
         super().__init__()
-        self.settings = dict(num_classes=num_classes, small=small, ignore_index=ignore_index)
+        self.settings: dict[str, Any] = dict(num_classes=num_classes, small=small, ignore_index=ignore_index)
         names = ("excess_holes", "excess_fragments", "small_area")
         self.shapes = {name: () for name in names} | {f"{name}_per_class": (num_classes,) for name in names}
         self.shapes["absent"] = (num_classes,)
