@@ -365,6 +365,7 @@ def _load_own_state(loss, state, path):
                          f"{some(sorted(wanted)) or 'nothing'}")
     loss.load_state_dict({name: state[name] for name in found}, strict=False)
 
+# %% ../nbs/47_run_setup.ipynb #f51c31fc
 class _RunCheckpoints(_RunFolder):
     "Checkpoints of a run"
     def _state(self, step):

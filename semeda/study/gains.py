@@ -309,6 +309,7 @@ def advice(
         lines.append(f"No gain in mIoU is shown for {names}: the interval includes 0 or lies below it.")
     return "\n".join(f"- {line}" for line in lines if line) or "No results yet."
 
+# %% ../../nbs/78_study_gains.ipynb #e958524f
 def _sentence(groups, why, found, score):
     "One piece of advice; empty where there is none"
     if not found:

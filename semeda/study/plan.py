@@ -230,6 +230,7 @@ def _check_precision(run, results):
             raise InputError(f"run {study['study']}/{row}-s{seed} has precision {own!r}; expected {kept!r}, that of "
                              f"{path}, since runs of a seed are compared: --set precision={kept}, or another seed")
 
+# %% ../../nbs/71_study_plan.ipynb #ca054fdc
 def _line(run, state, config, where):
     "What a run's line says of it, and the seconds that it will take; None where they are unknown"
     folder = run_folder(*run, where)
