@@ -87,14 +87,16 @@ def losses_table(
     costs: dict[str, tuple[str, str]] | None = None, # From `step_costs`
 ) -> str: # Markdown
     "The baseline's scores, and the differences of the other rows to it"
-    lines, alone = [], (SCORES["miou"], SCORES["boundary_2"])
+    lines, columns = [], [] # name of each score, and how it is told
+    for name, score in SCORES.items():
+        columns.append((score.label, score, _score_text))
+        if name in ("miou", "boundary_2"):
+            columns.append(("over groups alone", score, _alone_text))
     for row in groups.rows():
-        scores = [_score_text(groups, row, score) for score in SCORES.values()]
-        scores += [_alone_text(groups, row, score) for score in alone]
+        scores = [text(groups, row, score) for _, score, text in columns]
         cost = (costs or {}).get(_without_weight(groups, row), ("", "")) # it costs the same with any weight
         lines.append([groups.label(row), *scores, _pairs_text(groups, row), *cost, needs(groups.config(row)["loss"])])
-    head = ["", *(score.label for score in SCORES.values()), *(f"{s.label}, over groups alone" for s in alone)]
-    head += ["runs in groups", "ms a step", "MiB", "needs"]
+    head = ["", *(label for label, _, _ in columns), "runs in groups", "ms a step", "MiB", "needs"]
     return markdown_table(head, lines) if lines else "no results yet"
 
 # %% ../../nbs/78_study_gains.ipynb #d62f61b2
