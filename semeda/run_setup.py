@@ -97,9 +97,9 @@ class _RunData(_RunInputs):
     def _read(self):
         "Data, network and initial weights, checked"
         config = self.config
-        self._tell_settings()
         logger_names(config.logger)
         self._check_unused()
+        self._tell_settings()
         self.train_data, self.val_data = self._read_split("train"), self._read_split("val")
         _check_same_classes(self.train_data, self.val_data)
         if self._writes:
