@@ -535,3 +535,13 @@ def test_active_boundary_where_divergences_tie():
 def test_ridges_that_invert_nothing(ridge):
     with pytest.raises(InputError, match="ridge is"):
         region_mutual_information(torch.randn(1, 3, 12, 12), torch.zeros(1, 12, 12, dtype=torch.long), ridge=ridge)
+
+
+def test_distance_of_a_single_map():
+    from scipy.ndimage import distance_transform_edt
+
+    from semeda.boundary_losses import euclidean_distance
+    mask = torch.rand(9, 7, generator=torch.Generator().manual_seed(0)) < .1
+    expected = torch.from_numpy(distance_transform_edt(~mask.numpy())).float()
+    assert torch.equal(euclidean_distance(mask), expected)
+    assert torch.equal(euclidean_distance(mask.expand(2, 1, 9, 7)), expected.expand(2, 1, 9, 7))

@@ -472,6 +472,35 @@ def test_a_loss_goes_on_with_its_state_and_has_no_weights(tmp_path, loss):
     assert not (tmp_path / "weights").exists()
 
 
+def test_what_a_loss_has_kept_is_another_losss(tmp_path):
+    given = SMALL | dict(loss="semeda+tests.test_run:Drifting", runs=str(tmp_path), iterations=2)
+    path = train_run(None, **given, name="own").folder / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    run = Run(None, **given | dict(iterations=4), name="own", resume=True)
+    run.prepare()
+    run._set_up()
+    write_checkpoint(path, state | dict(loss=dict(mean=torch.zeros(()))))
+    with pytest.raises(InputError, match="checkpoint.pt has mean of the loss; expected .*factor"):
+        run.load()
+    unlock_run(run.folder)
+
+
+def test_batch_norm_of_a_network_without_a_known_trunk_is_told(tmp_path, few_scenes, capsys):
+    import tqdm
+    given = SMALL | dict(loss="ppce", network="tests.test_run:Plain", batch_norm="frozen", runs=str(tmp_path))
+    Run(tqdm.tqdm, **given)
+    told = capsys.readouterr().err
+    assert "batch_norm is 'frozen', which changes nothing: network tests.test_run:Plain" in told
+    assert "which have no statistics to keep" not in told
+
+
+class Plain(torch.nn.Sequential):
+    "A network of one's own with batch-norm and no trunk"
+    def __init__(self, num_classes):
+        last = torch.nn.Conv2d(8, num_classes, 1)
+        super().__init__(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8), last)
+
+
 def test_a_validation_that_fails_loses_no_steps(tmp_path, monkeypatch):
     given = SMALL | dict(loss="ppce", runs=str(tmp_path), checkpoint_every=100)
     whole = train_run(None, **given, name="whole")
