@@ -1270,6 +1270,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'semeda.trainer._RunValidation._validate': ('trainer.html#_runvalidation._validate', 'semeda/trainer.py'),
                                 'semeda.trainer._decided_by': ('trainer.html#_decided_by', 'semeda/trainer.py'),
                                 'semeda.trainer._finished': ('trainer.html#_finished', 'semeda/trainer.py'),
+                                'semeda.trainer._finished_line': ('trainer.html#_finished_line', 'semeda/trainer.py'),
                                 'semeda.trainer._given': ('trainer.html#_given', 'semeda/trainer.py'),
                                 'semeda.trainer._process_memory': ('trainer.html#_process_memory', 'semeda/trainer.py'),
                                 'semeda.trainer._reason': ('trainer.html#_reason', 'semeda/trainer.py'),

@@ -56,6 +56,9 @@ def _check_resnet(name, output_stride, layers, style):
         raise InputError(f"output_stride is {output_stride}; expected 4, 8, 16 or 32")
     if layers not in (2, 3, 4):
         raise InputError(f"layers is {layers}; expected 2, 3 or 4")
+    if output_stride > 2**(layers + 1):
+        raise InputError(f"output_stride is {output_stride} and layers is {layers}; expected at most "
+                         f"{2**(layers + 1)}, which so many layers reach")
     known("style", style, STYLES)
     if style == "caffe" and name == "resnet18":
         raise InputError("style is 'caffe' but backbone is 'resnet18'; expected resnet50 or resnet101, "
@@ -64,7 +67,7 @@ def _check_resnet(name, output_stride, layers, style):
 # %% ../nbs/04_deeplab.ipynb #a592ac13
 def resnet(
     name: str = "resnet101", # One of `BACKBONES`
-    output_stride: int = 8, # 4, 8, 16 or 32
+    output_stride: int = 8, # 4, 8, 16 or 32, at most 2**(layers + 1)
     layers: int = 4, # Layers kept: 4, or fewer for a smaller network
     style: str = "torchvision", # Where the strides are: "torchvision" or "caffe"
 ) -> nn.Sequential: # (B, 3, H, W) -> (B, channels, H/stride, W/stride)
@@ -155,7 +158,7 @@ class DeepLabV2(FixedBatchNorm):
     def __init__(self,
         num_classes: int, # C
         backbone: str = "resnet101", # One of `BACKBONES`
-        output_stride: int = 8, # Resolution of the features: 4, 8, 16 or 32
+        output_stride: int = 8, # Resolution of the features: 4, 8, 16 or 32, at most 2**(layers + 1)
         layers: int = 4, # ResNet layers kept, 2..4
         batch_norm: str = "frozen", # "frozen", "affine" (statistics frozen) or "trained"
         style: str = "torchvision", # "torchvision" or "caffe", as the weights it starts from
@@ -164,7 +167,7 @@ class DeepLabV2(FixedBatchNorm):
     ):
         super().__init__(batch_norm)
         self.style, self.upsampling = style, known("upsampling", upsampling, UPSAMPLING)
-        self.stride = min(output_stride, 2**(layers + 1))
+        self.stride = output_stride
         self.backbone = resnet(backbone, output_stride, layers, style)
         channels = [m for m in self.backbone[-1][-1].modules() if isinstance(m, nn.Conv2d)][-1].out_channels
         self.head = ASPP(channels, num_classes)

@@ -163,6 +163,8 @@ def _check_training(masks, num_classes, ignore_index, start, numbers, counts):
     "Raise `InputError` unless an Edge net can be trained so"
     if num_classes < 2:
         raise InputError(f"num_classes is {num_classes}; expected at least 2")
+    if ignore_index is None:
+        raise InputError(f"ignore_index is {ignore_index!r}; expected an integer, such as -1 where there is no void")
     if start is not None and start.num_classes != num_classes:
         raise InputError(f"start has {start.num_classes} classes; expected {num_classes}")
     if len(masks) == 0:

@@ -128,6 +128,8 @@ def synthetic_masks(
     seed: int = 0, # Of the shapes
 ) -> list[Tensor]: # uint8, each of shape (size, size)
     "Label masks of random shapes in random classes"
+    if not 1 <= num_classes <= 255:
+        raise InputError(f"num_classes is {num_classes}; expected 1..255")
     rng = torch.Generator().manual_seed(seed)
 
     def random(low: float, high: float) -> Tensor:

@@ -95,6 +95,8 @@ def paired_mean(
     "Difference of two means over images with its percentile interval"
     if len(a) != len(b):
         raise InputError(f"a has {len(a)} numbers, b {len(b)}; expected one for each image in both")
+    if not len(a) or resamples < 1:
+        raise InputError(f"a has {len(a)} numbers, resamples is {resamples}; expected at least 1 of both")
     gains = torch.tensor(b, dtype=torch.double) - torch.tensor(a, dtype=torch.double)
     draws = draw_images(len(gains), resamples, seed) @ gains / len(gains)
     return _percentiles(gains.mean(), draws, level)

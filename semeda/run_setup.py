@@ -342,7 +342,8 @@ class _RunFolder(_RunRecord):
         make_folder(self.folder)
         clear_run(self.folder, [name for name in FILES if not (goes_on and name in GOES_ON)])
         if not goes_on:
-            shutil.rmtree(self.folder/"tensorboard", ignore_errors=True)
+            for name in ("tensorboard", "figures"): # of train.ipynb
+                shutil.rmtree(self.folder/name, ignore_errors=True)
         write_json(self.folder/"config.json", self.record) # first: it makes this a run folder
         write_settings(self.folder/"run.yaml", self.config)
 

@@ -322,6 +322,12 @@ def _score_line(folder, metrics):
     scores = [percent(score, 2) or "none" for score in (metrics["miou"], metrics["boundary_miou"][0])]
     return f"{folder}: mIoU {scores[0]}, boundary mIoU at width 1 {scores[1]}"
 
+def _finished_line(folder, metrics, compared):
+    "A run's scores in words, where there was nothing to do"
+    extended = [f"extended from {length} steps" for length in metrics.get("extended_from", [])[-1:]]
+    return (f"{_score_line(folder, metrics)}; {', '.join(['finished already', compared, *extended])}: "
+            "--resume with more --iterations goes on, --overwrite trains again")
+
 def _finished(config):
     "The scores of a run that is finished, where its data and weights need not be compared first"
     metrics = finished_metrics(config)
@@ -335,14 +341,13 @@ def _train_from_arguments(argv):
     config = resolve(**given)[0]
     if metrics := config.num_nodes == 1 and _finished(config): # else another machine may not see the folder
         if is_reporting_process():
-            extended = [f"extended from {length} steps" for length in metrics.get("extended_from", [])[-1:]]
-            print(f"{_score_line(run_folder(config), metrics)}; "
-                  f"{', '.join(['finished already, photographs not compared', *extended])}: "
-                  "--resume with more --iterations goes on, --overwrite trains again")
+            print(_finished_line(run_folder(config), metrics, "photographs not compared"))
         return
     run = train(**given)
     if run.fabric.is_global_zero:
-        print(f"{_score_line(run.folder, run.metrics)}, {run.metrics['cost']['seconds_per_step'] or 0:.3f} s a step")
+        done, seconds = run.optimizer is None, run.metrics["cost"]["seconds_per_step"] or 0
+        print(_finished_line(run.folder, run.metrics, "photographs compared") if done else
+              f"{_score_line(run.folder, run.metrics)}, {seconds:.3f} s a step")
 
 # %% ../nbs/48_trainer.ipynb #58d0ccc8
 def _reason(error):

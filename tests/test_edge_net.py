@@ -156,6 +156,7 @@ def test_training_leaves_the_global_random_state_alone():
     (dict(masks=[torch.zeros(4, 4)]), "mask 0 have shape (4, 4) and are torch.float32; expected integers, (H, W)"),
     (dict(masks=[torch.zeros(1, 4, 4, dtype=torch.uint8)]), "labels of mask 0 have shape (1, 4, 4)"),
     (dict(masks=[torch.full((4, 4), -1)]), "labels of mask 0 contain -1; expected 0..2 or 255 (void)"),
+    (dict(ignore_index=None), "ignore_index is None; expected an integer, such as -1 where there is no void"),
     (dict(scale=NAN), "scale is nan; expected a finite number"),
     (dict(sigma=INF), "sigma is inf; expected a finite number"),
     (dict(lr=NAN), "lr is nan; expected a finite number"),
@@ -169,6 +170,12 @@ def test_training_refuses(change, words):
     with pytest.raises(InputError) as error:
         train_edge_net(**given)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("num_classes", [0, 256, 300])
+def test_synthetic_masks_have_classes_that_fit_their_bytes(num_classes):
+    with pytest.raises(InputError, match=f"num_classes is {num_classes}; expected 1..255"):
+        synthetic_masks(num_classes, 1, size=8)
 
 
 def test_one_hot_and_soften():

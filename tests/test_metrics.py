@@ -655,6 +655,10 @@ def test_settings_that_no_metric_takes_are_refused():
         build_metrics(num_classes=3, maxwidth=5)
     with pytest.raises(InputError, match="a has 1 numbers, b 3; expected one for each image"):
         paired_mean([1.], [1., 2., 3.])
+    with pytest.raises(InputError, match="a has 0 numbers, resamples is 2000; expected at least 1 of both"):
+        paired_mean([], [])
+    with pytest.raises(InputError, match="a has 1 numbers, resamples is 0; expected at least 1 of both"):
+        paired_mean([1.], [2.], resamples=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])

@@ -95,6 +95,13 @@ def test_a_finished_run_is_opened_not_trained(copied):
     assert all(isinstance(v, float) for v in run.metrics["last_losses"].values())
 
 
+def test_a_finished_run_with_data_elsewhere_says_that_it_is_finished(copied, tmp_path, capsys):
+    "Its photographs are read and compared; it was printed as if it had trained"
+    assert main(arguments(copied, data_root=tmp_path)) == 0
+    out = capsys.readouterr().out
+    assert "finished already, photographs compared: --resume" in out and "s a step" not in out
+
+
 def test_resume_extends_and_overwrite_replaces(copied, tmp_path, capsys):
     kept = SMALL | dict(loss="semeda", runs=str(copied.parent))
     longer = train_run(None, **kept | dict(iterations=6), resume=True)
@@ -111,7 +118,10 @@ def test_resume_extends_and_overwrite_replaces(copied, tmp_path, capsys):
     assert [row["step"] for row in read_history(copied / "history.csv")] == [1, 2, 3, 4, 5, 6]
     with pytest.raises(InputError, match="iterations is|checkpoint .* is of step 6; expected at most iterations, 5"):
         train_run(None, **kept | dict(iterations=5), resume=True)
+    (copied / "figures").mkdir()
+    (copied / "figures" / "curves.png").touch() # of the run that was here
     other = train_run(None, **kept | dict(iterations=2, lr=.01), overwrite=True)
+    assert not (copied / "figures").exists()
     assert other.metrics["iterations"] == 2 and read_run_checkpoint(copied / "checkpoint.pt")["config"]["lr"] == .01
 
 
