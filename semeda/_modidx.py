@@ -1055,6 +1055,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'semeda.study.groups._mean_of': ('study_groups.html#_mean_of', 'semeda/study/groups.py'),
                                      'semeda.study.groups.difference_text': ('study_groups.html#difference_text', 'semeda/study/groups.py'),
                                      'semeda.study.groups.differences': ('study_groups.html#differences', 'semeda/study/groups.py'),
+                                     'semeda.study.groups.interval_text': ('study_groups.html#interval_text', 'semeda/study/groups.py'),
                                      'semeda.study.groups.over_groups': ('study_groups.html#over_groups', 'semeda/study/groups.py'),
                                      'semeda.study.groups.over_pairs': ('study_groups.html#over_pairs', 'semeda/study/groups.py'),
                                      'semeda.study.groups.read_groups': ('study_groups.html#read_groups', 'semeda/study/groups.py'),

@@ -72,13 +72,13 @@ def _semeda_label(lambdas=None, relu=None, norm="l1", reduction="channel_mean"):
 
 # %% ../nbs/17_loss_records.ipynb #47be901a
 for _record in (
-    LossRecord("ppce", PPCELoss, "PPCE", terms=("ppce",), layers=3, note="eq. 3"),
+    LossRecord("ppce", PPCELoss, "PPCE", terms=("ppce",), layers=3, note="the paper, eq. 3"),
     LossRecord("ubernet", _build_ubernet, _with_lambda1("Ubernet"), edge_head=True, terms=("ppce", "edges"),
-               note="eq. 5, figure 2b"),
+               note="the paper, eq. 5, figure 2b"),
     LossRecord("ppce_edges", _build_ppce_edges, _with_lambda1("PPCE on edges"), needs_edge_net=True,
-               terms=("ppce", "edges"), note="eq. 5, figure 2c"),
+               terms=("ppce", "edges"), note="the paper, eq. 5, figure 2c"),
     LossRecord("semeda", _build_semeda, _semeda_label, needs_edge_net=True, terms=("ppce", "semeda"),
-               lambdas=LAMBDAS, paper_lambdas=(0., 1., 0.), layers=3, note="eq. 7"),
+               lambdas=LAMBDAS, paper_lambdas=(0., 1., 0.), layers=3, note="the paper, eq. 7"),
     LossRecord("edge_weighted", _build_edge_weighted, _with_lambda1("edge-weighted PPCE"), terms=("ppce",)),
 ):
     LOSSES.register(_record.name, _record)
@@ -98,9 +98,9 @@ for _name in PEERS:
 
 # %% ../nbs/17_loss_records.ipynb #888459e2
 for _name, _build, _label, _note in (
-    ("edge_iou", EdgeIoULoss, "edge IoU", ""),
+    ("edge_iou", EdgeIoULoss, "edge IoU", "this project"),
     ("lovasz", LovaszLoss, "Lovász", "Berman et al. 2018"),
-    ("trimap_lovasz", TrimapLovaszLoss, "Lovász of the trimap", ""),
+    ("trimap_lovasz", TrimapLovaszLoss, "Lovász of the trimap", "this project"),
     ("rmi", RegionMutualInformationLoss, "region mutual information", "Zhao et al. 2019"),
     ("boundary_iou", BoundaryIoULoss, "soft Boundary IoU", "after Cheng et al. 2021"),
     ("boundary_f1", BoundaryF1Loss, "boundary F1", "Bokhovkin and Burnaev 2019"),

@@ -774,12 +774,32 @@ def run_cells(tmp_path, monkeypatch, **parameters):
     (dict(pred="nowhere", label="y", num_classes=3), "prediction folder nowhere is not there"),
     (dict(pred="x", run_folder="y"), "run_folder is 'y' and pred 'x'; expected one of them"),
     (dict(width=3), "unknown parameter 'width'; choose from pred"),
+    (dict(run_folder="y", class_names="a,b"), "class_names is 'a,b'; expected it with pred and label, since a run"),
+    (dict(run_folder="y", ignore_index=0), "ignore_index is 0; expected it with pred and label, since a run has"),
+    (dict(num_classes=3), "num_classes is 3; expected it with pred and label"), # it showed the example of 7
+    (dict(pred="x", label="y", num_classes=3, split="val"), "split is 'val'; expected it with run_folder"),
+    (dict(data_root="x"), "data_root is 'x'; expected it with run_folder, since masks have none"),
 ])
 def test_notebook_refuses_bad_parameters(tmp_path, monkeypatch, parameters, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as e:
         run_cells(tmp_path, monkeypatch, **parameters)
     assert words in str(e.value) and not list(tmp_path.iterdir())
+
+
+def test_notebook_sieves_and_takes_other_data_of_a_run(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("semeda.plots.show", lambda figure, path=None: None) # a cell has its caption, a kernel alone
+    pred, label = (write(tmp_path / k, m) for k, m in dict(p=PREDICTIONS, l=LABELS).items())
+    run_cells(tmp_path, monkeypatch, pred=str(pred), label=str(label), num_classes=3, out=str(tmp_path / "masks"),
+              max_width=4, min_area=2)
+    metrics = json.loads((tmp_path / "masks" / "metrics.json").read_text())
+    plain = quiet(pred, label, 3, tmp_path / "plain", max_width=4)
+    assert metrics["config"]["min_area"] == 2 and metrics["miou"] > plain["miou"]
+    monkeypatch.setattr("semeda.evaluate.load_data", lambda dataset, split, **_: scenes(split, 3))
+    folder = str(finished.folder)
+    run_cells(tmp_path, monkeypatch, run_folder=folder, split="train", out=str(tmp_path / "run"), max_width=4)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["config"]["split"] == "train" and metrics["config"]["run"] == folder and metrics["images"] == 3
 
 
 def test_real_labels_of_camvid(tmp_path):

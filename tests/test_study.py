@@ -468,6 +468,18 @@ def test_a_table_without_a_baseline_has_scores():
     assert groups.baseline() == "" and "| 53.0 |" in losses_table(groups).replace("  ", " ")
 
 
+def test_a_loss_has_the_cost_that_was_measured_of_it():
+    "That of any weight, and of no other reduction or norm"
+    groups = fake_groups(dict(a={0: 3}, b={0: 3}), other=dict(a={0: 1}, b={0: 1}))
+    for study in groups.studies.values():
+        for row, given in (("ours", dict(lambdas=[0, .25, 0])), ("other", dict(reduction="per_class"))):
+            for record in study.runs[row].values():
+                record["config"] |= dict(loss="semeda", lambdas=[0, 1, 0], reduction="channel_mean") | given
+    lines = losses_table(groups, {"SEMEDA": ("123", "45")}).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[-4:-2]] for line in lines[2:]]
+    assert cells == [["", ""], ["123", "45"], ["", ""]]
+
+
 def test_a_width_that_was_not_evaluated_is_no_score():
     groups = fake_groups(dict(a={0: 3}, b={0: 3}))
     groups.studies["a"].runs["ours"][0]["metrics"]["boundary_miou"] = [.5, .5]

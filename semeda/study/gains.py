@@ -18,7 +18,7 @@ from pathlib import Path
 from ..core import InputError, escape, markdown_table, read_json
 from ..loss_registry import loss_label, needs_edge_net, parse_loss
 from .groups import SCORES, Difference, Groups, Score, difference_text, differences
-from .groups import over_groups, over_pairs, values_of
+from .groups import interval_text, over_groups, over_pairs, values_of
 from .settings import results_folder
 
 # %% ../../nbs/78_study_gains.ipynb #738f5fcf
@@ -67,9 +67,7 @@ def _alone_text(groups, row, score):
     "The interval of a row's difference to the baseline over the groups alone, which takes no two runs as independent"
     baseline = groups.baseline()
     found = over_groups(differences(groups, baseline, row, score)) if baseline and row != baseline else None
-    if found is None or found.low is None:
-        return ""
-    return difference_text(found, score).partition("(")[2].rstrip(")")
+    return interval_text(found, score)
 
 def _without_weight(groups, row):
     "What a row's loss is called, whatever its weight"
