@@ -1,6 +1,7 @@
 """What does SEMEDA add to a training step?
 
     python -m benchmarks.step [--device cuda] [--backbones resnet18] [--precisions float32 bfloat16] [--compile]
+                              [--channels-last]
 
 Forward, loss, backward and SGD step of DeepLab-v2 as in the paper (21 classes, output stride 8, four layers, frozen
 batch-norm, random weights whose blocks begin near the identity) on one random batch of 321x321: with PPCE, and with
@@ -8,8 +9,9 @@ PPCE + SEMEDA (`SemedaLoss`) on the same network. Weights and momentum must be f
 its own.
 bfloat16 is autocast around the network; the losses compute in float32. With --compile, also network and loss
 through torch.compile, which takes a minute each; value and gradients must be those of the eager step. On a GPU the
-batch is 6, the paper's, both precisions are measured, the compiled steps too unless --no-compile is given. Extra
-memory is the most that live tensors hold during a step beyond network, batch and momentum.
+batch is 6, the paper's, both precisions are measured, the compiled steps too unless --no-compile is given. With
+--channels-last, the eager steps once more with the network channels last in memory; on a GPU by default. Extra memory
+is the most that live tensors hold during a step beyond network, batch and momentum.
 
 The floor is the multiply-adds of the network's convolutions, forward and back, without those of padding, at the
 best rate of a large matrix product of the same dtype in the same process, before and after. Writes
@@ -62,6 +64,14 @@ class Step:
                 self.optimizer.zero_grad()
             return step
         return {name: way(torch.compile(loss) if compiled else loss) for name, loss in self.losses.items()}
+
+    def put_channels_last(self):
+        "The same network laid out otherwise, with the same loss"
+        images = self.images[:1]
+        with torch.no_grad():
+            before = self.net(images)
+            self.net.to(memory_format=torch.channels_last)
+            assert torch.allclose(before, self.net(images), rtol=1e-2, atol=1e-2 * before.abs().max())
 
     def macs(self):
         "Multiply-adds of the network's convolutions, forward and back"
@@ -127,25 +137,29 @@ def main(argv=None):
     found.add_argument("--backbones", nargs="+", choices=BACKBONES, default=BACKBONES)
     found.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="[float32; on a GPU both]")
     found.add_argument("--batch", type=int, help="[1; on a GPU 6]")
-    found.add_argument("--compile", action=argparse.BooleanOptionalAction, help="[on a GPU alone]")
+    for name in ("--compile", "--channels-last"):
+        found.add_argument(name, action=argparse.BooleanOptionalAction, help="[on a GPU alone]")
     args = parse(found, argv)
     gpu = args.device == "cuda"
     batch, side = args.batch or (6 if gpu else 1), 41 if args.quick else 321
     precisions = args.precisions or (list(PRECISIONS) if gpu else ["float32"])
     backbones = args.backbones[:1] if args.quick else args.backbones
-    compiled = [False] + [True] * (gpu if args.compile is None else args.compile)
+    asked = dict(compiled=args.compile, channels_last=args.channels_last)
+    modes = ["eager", *(mode for mode, value in asked.items() if (gpu if value is None else value))]
     rates, rows = {p: machine_rates(args, PRECISIONS[p]) for p in precisions}, []
     for backbone in backbones:
         for precision in precisions:
             step = Step(backbone, precision, batch, side, args.device)
-            step.check(compiled[-1])
+            step.check("compiled" in modes)
             macs, mine = step.macs(), []
-            for mode in compiled:
-                ways = step.ways(mode)
+            for mode in modes:
+                if mode == "channels_last":
+                    step.put_channels_last()
+                ways = step.ways(mode == "compiled")
                 times = take_turns(ways, args, warm=3 if gpu else 1)
                 extra = {"extra_mib": {name: peak_extra(way, args.device) / MIB for name, way in ways.items()}}
                 kind = precision + (" (TF32 convolutions)" if tf32(precision, args.device) else "")
-                case = f"{backbone}, {batch}x3x{side}x{side}, {kind}, {'compiled' if mode else 'eager'}"
+                case = f"{backbone}, {batch}x3x{side}x{side}, {kind}, {mode.replace('_', ' ')}"
                 mine += rows_of(case, times, PPCE, **extra)
             step.check_finite()
             later = machine_rates(args, PRECISIONS[precision])

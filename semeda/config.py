@@ -147,6 +147,7 @@ class Config(_TrainingParameters):
     compile: str = parameter(
         "", "torch.compile's mode for the step; empty: not compiled",
         ("default", "reduce-overhead", "max-autotune"))
+    channels_last: bool = parameter(False, "lay the network out with channels last; faster, bf16-mixed most of all")
     workers: int = parameter(0, "data loading processes; 0: in the training process", low=0, high=1024)
     val_every: int = parameter(None, "steps between validations; 0: only at the end", low=0)
     checkpoint_every: int = parameter(100, "steps between checkpoints", low=1)

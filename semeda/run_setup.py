@@ -135,10 +135,11 @@ class _RunParts(_RunData):
     def _build_network(self):
         "The network with random weights"
         config = self.config
-        return build_network(
+        net = build_network(
             config.network, self.train_data.num_classes, backbone=config.backbone, layers=config.layers,
             output_stride=config.output_stride, batch_norm=config.batch_norm, style=config.style,
             edge_head=has_edge_head(config.loss), upsampling=config.upsampling)
+        return net.to(memory_format=torch.channels_last) if config.channels_last else net
 
 # %% ../nbs/47_run_setup.ipynb #5d0c7e21
 class _RunWeights(_RunParts):

@@ -95,6 +95,11 @@ def test_step(tmp_path, device):
     )
 
 
+def test_step_with_channels_last(tmp_path):
+    cases = [row["case"].rpartition(", ")[2] for row in quick(step, tmp_path, "--channels-last")["rows"]]
+    assert cases == ["eager", "eager", "channels last", "channels last"]
+
+
 def test_compiled_step_is_checked(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda module: module)
     assert {row["case"].rpartition(", ")[2] for row in quick(step, tmp_path, "--compile")["rows"]} == {

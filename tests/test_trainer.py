@@ -302,6 +302,7 @@ def test_spoilt_dataset_leaves_no_trace(camvid_folder, tmp_path, monkeypatch, ca
 
 def test_a_compiled_step_is_the_same_step(tmp_path, few_scenes, monkeypatch):
     "With the tracing of torch.compile but not its code, which takes minutes to make"
+    pytest.importorskip("lightning_fabric.wrappers") # which keeps what compile was called with, from its import on
     modes, torch_compile = [], torch.compile
     monkeypatch.setattr(
         "torch.compile", lambda module, mode="again", **_: modes.append(mode) or torch_compile(module, backend="eager")
@@ -315,6 +316,22 @@ def test_a_compiled_step_is_the_same_step(tmp_path, few_scenes, monkeypatch):
     assert compiled.history[-1]["semeda"] == pytest.approx(plain.history[-1]["semeda"], rel=1e-3)
     assert compiled.metrics["cost"]["seconds_of_first_step"] > 0
     assert load_run(compiled.folder).metrics["final_weights"] == compiled.metrics["final_weights"]
+
+
+def test_a_run_with_channels_last_is_the_same_but_for_rounding(tmp_path, few_scenes):
+    settings = SMALL | dict(runs=str(tmp_path), checkpoint_every=2)
+    plain, other = (train_run(None, **settings, name=f"run{last}", channels_last=last) for last in (False, True))
+    assert other.net.backbone.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert plain.record["initial_weights"] == other.record["initial_weights"]
+    for a, b in zip(plain.net.state_dict().values(), other.net.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    opened = load_run(other.folder)
+    assert opened.metrics["final_weights"] == other.metrics["final_weights"]
+    assert opened.net.backbone.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    longer = settings | dict(name="runTrue", channels_last=True, resume=True, iterations=SMALL["iterations"] + 1)
+    assert train_run(None, **longer).metrics["iterations"] == SMALL["iterations"] + 1
+    with pytest.raises(InputError, match="channels_last True instead of False"):
+        train_run(None, **settings, name="runTrue")
 
 
 def test_a_folder_belongs_to_one_run(tmp_path, few_scenes):
