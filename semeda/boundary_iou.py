@@ -44,7 +44,7 @@ def _contour(labels: Tensor, width: int, void_class: int, void: str) -> Tensor:
 # %% ../nbs/32_boundary_iou.ipynb #740bb7a2
 def _count_classes(classes: Tensor, where: Tensor, num_classes: int) -> Tensor:
     "Pixels of each class 0..C-1 among those where `where` is True"
-    counted = classes.masked_fill(~where, num_classes).view(-1)
+    counted = classes.masked_fill(~where, num_classes).reshape(-1)
     return torch.bincount(counted, minlength=num_classes + 1)[:-1]
 
 def boundary_iou_counts(

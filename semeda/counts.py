@@ -70,7 +70,7 @@ def confusion(
     predictions, labels = check_masks(predictions, labels, num_classes, ignore_index)
     n = num_classes + 1
     index = labels.int() * n + predictions
-    return torch.bincount(index.view(-1), minlength=n * n).view(n, n)[:-1, :-1]
+    return torch.bincount(index.reshape(-1), minlength=n * n).view(n, n)[:-1, :-1]
 
 # %% ../nbs/30_counts.ipynb #1f8ef2e4
 def trimap_counts(
@@ -86,7 +86,7 @@ def trimap_counts(
     distance = chessboard_distance(edge_map(labels, num_classes, void) == 1, max_width)
     n = num_classes + 1
     index = distance.int().mul_(n).add_(labels).mul_(n).add_(predictions)
-    return torch.bincount(index.view(-1), minlength=(max_width + 1) * n * n).view(-1, n, n)[:, :-1, :-1]
+    return torch.bincount(index.reshape(-1), minlength=(max_width + 1) * n * n).view(-1, n, n)[:, :-1, :-1]
 
 # %% ../nbs/30_counts.ipynb #caaf5f3e
 def iou(

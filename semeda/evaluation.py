@@ -138,10 +138,17 @@ def _is_same(out: Path, config: dict) -> bool:
     except InputError:
         return False
 
+def _beside(out: Path, what: str) -> Path:
+    "The folder that this process writes, or puts away, beside `out`"
+    return out.with_name(f".{out.name}.{what}-{platform.node()}-{os.getpid()}")
+
 def _check_out(out: Path, config: dict):
     "Raise `InputError` unless the folder can be written and holds nothing else"
     if out.exists() and not out.is_dir():
         raise InputError(f"out {out} is a file; expected a folder or nothing")
+    if os.path.ismount(out) or len(_beside(out, "part").name.encode()) > 255: # it is written beside, then renamed
+        raise InputError(f"out {out} {'is a mount point' if os.path.ismount(out) else 'has a name that is too long'}; "
+                         "expected a folder in another one, whose name can be changed")
     for masks in (config[name] for name in ("pred", "label") if name in config):
         if Path(masks).resolve() in out.parents: # its pictures would be masks to the next evaluation
             raise InputError(f"out {out} lies among the masks of {masks}; expected another folder")
@@ -204,8 +211,7 @@ def _clear_leftovers(out: Path):
 
 def _replace_folder(out: Path, write: Callable[[Path], None]):
     "Write a folder beside `out` and give it its name; `out` stays as it was where that fails"
-    owner = f"{platform.node()}-{os.getpid()}"
-    part, old = (out.with_name(f".{out.name}.{what}-{owner}") for what in ("part", "old"))
+    part, old = _beside(out, "part"), _beside(out, "old")
     try:
         part.mkdir(parents=True)
         write(part)
@@ -248,5 +254,6 @@ def evaluate(
     _check_out(out, source.config)
     found, counts, rows = count(source, progress)
     metrics = summarise(source, found, counts)
+    _check_out(out, source.config) # where another process has written since
     _replace_folder(out, partial(_write, source, metrics, counts, rows))
     return metrics

@@ -86,7 +86,7 @@ class Reading:
     def read(self, path: Path, what: str, size: tuple[int, int] | None = None) -> Tensor: # uint8, (H, W), void 255
         "Read one mask, at another width and height if a size is given"
         return read_label(path, self.num_classes, self.ignore_index, size, self.label_map, self.colours,
-                          equal_channels=not self.colours, what=what)
+                          equal_channels=not self.colours or bool(self.label_map), what=what)
 
 # %% ../nbs/35_masks.ipynb #0b028161
 def _check_no_gaps(prediction: Tensor, label: Tensor, path: Path, reading: Reading):
@@ -108,7 +108,12 @@ def read_masks(
     "Read a predicted mask and its label; a prediction may be void only where the label is"
     true = of_label.read(label, "label")
     height, width = true.shape
+    if resize and height != width and stored_size(prediction, "prediction") == (height, width):
+        raise InputError(f"prediction {prediction} is {height}x{width} and its label {width}x{height}; expected both "
+                         "turned alike")
     predicted = of_prediction.read(prediction, "prediction", (width, height) if resize else None)
+    if predicted.shape != true.shape:
+        _check_sizes(prediction, label)
     _check_no_gaps(predicted, true, prediction, of_prediction)
     return predicted, true
 
@@ -127,7 +132,7 @@ def read_pair(
 def _text_lines(path: str | Path, what: str) -> list[str]:
     "The lines of a text file that are not empty"
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, ValueError, RuntimeError) as e:
         raise InputError(f"{what} {path} cannot be read: {one_line(e)}; expected a text file") from None
     return [line.strip() for line in text.splitlines() if line.strip()]

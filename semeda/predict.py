@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .core import BAR, Arguments, InputError, command, is_out_of_memory, one_line, printable
-from .core import probe_folder, replacing
+from .core import probe_folder, replacing, whole_number
 from .export import FORMATS, export_network
 from .reading import IMAGE_FILES, files_by_name
 from .segment import predict_image # noqa: F401 - for those who import it from here
@@ -184,7 +184,7 @@ def predict_files(
     min_area: int = 0, # Pieces of fewer pixels of a mask join their neighbours, see `sieve`
 ) -> Predicted:
     "Segment photos and write their masks"
-    found = find_photos(photos)
+    batch_size, found = whole_number("batch_size", batch_size, 1, 2**20), find_photos(photos)
     targets = mask_files(photos, out, found, overlay)
     probe_folder(Path(out).expanduser().parent if Path(out).suffix.lower() == ".png" else out, "out")
     names, result = list(found), Predicted()
@@ -268,6 +268,11 @@ def _times(size):
     return "x".join(map(str, size))
 
 # %% ../nbs/50_predict.ipynb #a626ad00
+def _tell(network):
+    "Say it where a network is not that of a finished run"
+    if network.note:
+        print(printable(f"semeda-predict: {network.source} is {network.note}"), file=sys.stderr)
+
 def _export(args):
     "Write the network; exit status"
     for name, given in (("OUT", args.out), ("--tile", args.tile), ("--overlay", args.overlay),
@@ -280,7 +285,9 @@ def _export(args):
     if path.exists() and FORMAT.encode() not in path.read_bytes():
         raise InputError(f"{path} is there and no network that --export wrote; expected another file")
     probe_folder(path.parent, "folder of the export")
-    report = export_network(load_network(args.run, plugins=args.plugin), path, args.export)
+    network = load_network(args.run, plugins=args.plugin)
+    _tell(network)
+    report = export_network(network, path, args.export)
     print(f"{path}: {args.export}; largest difference to the network {report['difference']:.1e} of its largest logit, "
           f"the same class at {100 * report['agree']:.2f}% of the pixels")
     return 0
@@ -301,6 +308,7 @@ def _predict(args):
     if others := left_aside(photos):
         print(printable(f"{photos}: {_count(others, 'other file')} left aside, such as {others[0].name}"))
     network = load_network(args.run, _device(args.device), args.plugin)
+    _tell(network)
     tile = max(32, network.crop) if args.tile == -1 else args.tile
     print(f"{args.run}: {network.num_classes} classes, {_size_in_words(network, tile)}")
     tell = lambda line: tqdm.write(printable(f"semeda-predict: {line}"), file=sys.stderr)

@@ -142,6 +142,13 @@ def _resized_numbers(numbers: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return numbers.reshape(-1)[np.array(places.resize(size, Image.Resampling.NEAREST))]
 
 # %% ../nbs/20_reading.ipynb #d1e2f302
+def _check_scale(file: Image.Image, name: str):
+    "Refuse a PGM whose numbers Pillow would scale"
+    for kind, _, _, arguments in getattr(file, "tile", ()):
+        if kind in ("ppm", "ppm_plain") and isinstance(arguments, tuple) and arguments[1] not in (255, 65535):
+            raise InputError(f"{name} has {arguments[1]} as its largest number, by which its numbers are scaled; "
+                             "expected 255, or a PNG")
+
 def _used_colours(file: Image.Image) -> dict[int, Colour]:
     "Numbers in a grey or palette image, and the colour of each"
     numbers = np.unique(np.array(file)).tolist()
@@ -174,6 +181,7 @@ def read_numbers(
         return (numbers if size is None else _resized_numbers(numbers, size)).astype(np.int64)
     with _opened(path, what, LABEL_FORMATS) as file:
         step = _grey_step(file)
+        _check_scale(file, f"{what} {path}")
         if file.mode == "RGB": check_bits(file, f"{what} {path}") # of 16 bits Pillow keeps the upper 8
         if _orientation(file) != 1: file = upright(file) # as its photo is turned
         one_channel = file.mode in MODES
@@ -186,7 +194,8 @@ def read_numbers(
     if one_channel: return pixels.astype(np.int64) // step
     if colours: return _numbers_of_colours(pixels, colours, f"{what} {path}")
     if (pixels != pixels[..., :1]).any():
-        raise InputError(f"{what} {path} is an RGB image with colours; expected three equal channels, or a palette")
+        raise InputError(f"{what} {path} is an RGB image with colours; expected three equal channels, or a palette "
+                         "and no label map")
     return pixels[..., 0].astype(np.int64)
 
 # %% ../nbs/20_reading.ipynb #eeccf66a
@@ -227,7 +236,7 @@ def read_label_map(
         if classes != num_classes:
             raise InputError(f"label map {given} has {classes} classes; expected {num_classes}")
         return LABEL_MAPS[str(given)]
-    try: lines = Path(given).expanduser().read_text(encoding="utf-8").splitlines()
+    try: lines = Path(given).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as e:
         raise InputError(f"label map {given} cannot be read: {one_line(e)}; expected a text file or one of "
                          f"{', '.join(LABEL_MAPS)}") from None
@@ -256,14 +265,15 @@ def read_label(
     void: int = VOID, # What the file calls void
     size: tuple[int, int] | None = None, # Width and height to resize to (nearest)
     label_map: dict[int, int] | None = None, # From the file's numbers to classes, see `read_label_map`
-    colours: Sequence[Colour] | None = None, # Of the classes, for RGB files; further ones are void
+    colours: Sequence[Colour] | None = None, # Of the classes, for RGB files without a label map; further ones: void
     equal_channels: bool = False, # Read an RGB image whose three channels are the same
     what: str = "", # What the file is called in messages; empty: label
 ) -> Tensor: # uint8, shape (H, W): 0..C-1, void 255
     "Read a label mask"
     check_num_classes(num_classes)
     begin = f"{what} {path} contains" if what else f"labels in {path} contain"
-    number_of = {colour: i if i < num_classes else void for i, colour in enumerate(colours or ())}
+    told = () if label_map else colours or () # a map is of the numbers that the file holds
+    number_of = {colour: i if i < num_classes else void for i, colour in enumerate(told)}
     numbers = read_numbers(path, size, what or "label", number_of, equal_channels)
     if label_map: numbers, void = _mapped(numbers, label_map, begin), VOID
     is_void = numbers == void
@@ -300,9 +310,13 @@ IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"
 UNREAD_FILES = (".gif", ".jp2", ".heic", ".heif", ".avif", ".pgm", ".pnm", ".jfif", ".dng", ".cr2", ".nef", ".arw")
 LABEL_FILES = (".png",)
 
+def _refuse_unreadable(error: OSError):
+    "Raise `InputError` for a folder that cannot be looked into: what lies in it would be missing without a word"
+    raise InputError(f"folder {error.filename} cannot be read: {error.strerror}; expected one that can") from None
+
 def _below(folder: Path) -> Iterator[Path]:
     "The files below a folder, those of linked folders too"
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=_refuse_unreadable, followlinks=True):
         real = os.path.realpath(place)
         if any(real == os.path.realpath(above) for above in Path(place).parents if folder in (above, *above.parents)):
             folders.clear() # a link to a folder above it

@@ -102,6 +102,7 @@ class _RunData(_RunInputs):
         self._tell_settings()
         self.train_data, self.val_data = self._read_split("train"), self._read_split("val")
         _check_same_classes(self.train_data, self.val_data)
+        self._tell_same_images()
         if self._writes:
             self._try_loss()
         torch.manual_seed(config.seed)
@@ -181,6 +182,12 @@ class _RunMessages(_RunWeights):
         if self.progress and self._writes and not goes_on and kept != "trained" and _has_no_statistics(self.net):
             print(f"batch_norm is {kept!r}, and the network begins with random weights, which have no statistics to "
                   f"keep; consider init_weights {IMAGENET}, or batch_norm trained", file=sys.stderr)
+
+    def _tell_same_images(self):
+        "Say it where a run is scored on what it was trained on"
+        if self.train_data.fingerprint == self.val_data.fingerprint and self.progress and self._writes:
+            print(f"dataset {self.train_data.name} has the same images in train and val, so the scores are of images "
+                  "that were trained on", file=sys.stderr)
 
     def _initial_hash(self):
         "The hash of the weights that the run begins with"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .core import InputError, whole_number
 from .crops import normalise
+from .networks import logits_of
 from .reading import check_bits, read_image, upright
 from .sieve import sieve
 from .trained import TrainedNetwork
@@ -84,7 +85,8 @@ def classes_of(
     "The most likely class of each pixel, at another size"
     if tuple(logits.shape[1:]) == tuple(size):
         return logits.argmax(dim=0).to(torch.uint8)
-    height, width = size
+    (height, width), largest = size, torch.finfo(logits.dtype).max / 4
+    logits = logits.clamp(-largest, largest) # between two classes that are ruled out by -inf lies no number
     step = max(1, _STRIP // (logits.shape[0] * width))
     tops = range(0, height, step)
     strips = [_enlarged_rows(logits, size, top, min(top + step, height)).argmax(dim=0) for top in tops]
@@ -102,24 +104,44 @@ def _evaluating(net):
         for module, training in modes.items():
             module.training = training
 
+def _checked_logits(output, net, count):
+    "The logits in a network's output, or `InputError` where they make no masks of 8 bits"
+    name = type(net).__name__
+    logits = logits_of(output, name)
+    if len(logits) != count:
+        raise InputError(f"network {name} gave logits of {len(logits)} images for {count}; expected those of each")
+    if not 2 <= logits.shape[1] <= 255:
+        raise InputError(f"network {name} gave {logits.shape[1]} channel{'s' * (logits.shape[1] > 1)}; expected the "
+                         "logits of 2..255 classes")
+    if logits.isnan().any(): # whose most likely class is 0
+        raise InputError(f"network {name} gave logits that are NaN; expected numbers")
+    return logits if logits.is_floating_point() else logits.float()
+
+def _checked_size(size):
+    "Width and height that the network sees, or `InputError`"
+    if size is None:
+        return None
+    if isinstance(size, str) or len(size) != 2:
+        raise InputError(f"size is {size!r}; expected width and height, such as (240, 180)")
+    return tuple(whole_number("size", side, 1, 2**20) for side in size)
+
 @torch.no_grad()
 def predict_images(
-    net: nn.Module, # Normalised images (B, 3, H, W) to logits (B, C, H, W)
+    net: nn.Module, # Normalised images (B, 3, H, W) to logits (B, C, h, w), or a dictionary with `out` or `logits`
     photos: Sequence[Tensor], # Each uint8, shape (3, H, W), of any size
     style: str = "torchvision", # How images are scaled, as in training
     size: tuple[int, int] | None = None, # Width and height that the network sees; None: the photo's own
 ) -> list[Tensor]: # For each photo uint8 of shape (H, W): class numbers, on the network's device
     "Segment photos; each mask has its photo's size"
-    device = next(net.parameters()).device
+    first, size = next(net.parameters(), torch.zeros(())), _checked_size(size)
     inputs = [resized(photo, size) for photo in photos]
     masks: list[Tensor] = [None] * len(photos)
     with _evaluating(net):
         for shape in dict.fromkeys(x.shape for x in inputs):
             alike = [i for i, x in enumerate(inputs) if x.shape == shape]
-            images = torch.stack([inputs[i] for i in alike]).to(device)
-            for i, logits in zip(alike, net(normalise(images, style=style))):
-                if logits.isnan().any(): # whose most likely class is 0
-                    raise InputError(f"network {type(net).__name__} gave logits that are NaN; expected numbers")
+            images = normalise(torch.stack([inputs[i] for i in alike]).to(first.device), style=style)
+            found = net(images.to(first.dtype) if first.is_floating_point() else images)
+            for i, logits in zip(alike, _checked_logits(found, net, len(alike))):
                 masks[i] = classes_of(logits, tuple(photos[i].shape[1:]))
     return masks
 
@@ -149,10 +171,11 @@ def predict_tiles(
 ) -> Tensor: # uint8, shape (H, W), on the network's device
     "Segment a photo at its full size, in overlapping tiles"
     tile, (height, width) = whole_number("tile", tile, 1, 2**20), photo.shape[1:]
+    batch_size = whole_number("batch_size", batch_size, 1, 2**20)
     tops, lefts = tile_starts(height, tile), tile_starts(width, tile)
     rows, columns = _cuts(tops, tile, height), _cuts(lefts, tile, width)
     places = [(y, x, *rows[i], *columns[j]) for i, y in enumerate(tops) for j, x in enumerate(lefts)]
-    mask = torch.zeros(height, width, dtype=torch.uint8, device=next(net.parameters()).device)
+    mask = torch.zeros(height, width, dtype=torch.uint8, device=next(net.parameters(), torch.zeros(())).device)
     for first in range(0, len(places), batch_size):
         batch = places[first:first + batch_size]
         masks = predict_images(net, [photo[:, y:y + tile, x:x + tile] for y, x, *_ in batch], style)

@@ -98,6 +98,9 @@ def check_split(
     if len(data.palette) != data.num_classes:
         raise InputError(f"dataset {data.name} has {len(data.palette)} colours; expected {data.num_classes}, one for "
                          "each class")
+    for colour in data.palette:
+        if len(colour) != 3 or any(channel not in range(256) for channel in colour):
+            raise InputError(f"dataset {data.name} has the colour {tuple(colour)}; expected three whole numbers 0..255")
     count = 1 if isinstance(data.labels, Files) else len(data)
     for name, image, label in zip(data.files[:count], data.images, data.labels):
         _check_item(f"{name} of dataset {data.name}", image, label, data.num_classes)

@@ -108,7 +108,7 @@ def _aug_folder(root: Path) -> Path | None:
 
 def _listed(path: Path) -> list[str]:
     "Names of a list of VOC; a line is a name, or the paths of an image and its mask"
-    try: lines = path.read_text(encoding="utf-8").splitlines()
+    try: lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as e:
         raise InputError(f"list {path} cannot be read: {one_line(e)}; expected a name a line") from None
     return [Path(line.split()[0]).stem for line in lines if line.strip()]

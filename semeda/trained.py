@@ -32,6 +32,7 @@ class TrainedNetwork:
     image_size: tuple[int, int] | None = None # Width and height of the images it was trained on; None: as stored
     crop: int = 321 # Side of its training crops in pixels
     source: str = "" # Where it came from, in messages
+    note: str = "" # What it is where its run has not finished; empty otherwise
 
     @property
     def num_classes(self) -> int:
@@ -113,6 +114,13 @@ def _check_code(network, plugins, source):
                          f"plugins=[{module!r}], or --plugin {module}, if that is yours")
 
 # %% ../nbs/49_trained.ipynb #79a31945
+def _note(saved, config, folder):
+    "What a checkpoint is where its run has not finished; empty otherwise"
+    step, steps, diverged = saved.get("step"), config.get("iterations"), (folder/"diverged.json").is_file()
+    if (folder/"metrics.json").is_file() or not isinstance(step, int) or not (diverged or step < (steps or 0)):
+        return ""
+    return f"of step {step} of {steps}: its run has {'diverged' if diverged else 'not finished'}"
+
 def _from_run(path, plugins):
     "The network of a run's checkpoint"
     folder = path.parent
@@ -133,7 +141,8 @@ def _from_run(path, plugins):
     if path.name == "checkpoint.pt":
         _check_hash(net, folder)
     return TrainedNetwork(net, list(names), [tuple(c) for c in palette], network, settings,
-                          _size_of(config.get("image_size")), config.get("crop") or 321, str(path))
+                          _size_of(config.get("image_size")), config.get("crop") or 321, str(path),
+                          _note(saved, config, folder))
 
 # %% ../nbs/49_trained.ipynb #a8c88ae4
 FORMAT = "semeda network 1"

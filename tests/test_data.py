@@ -492,3 +492,11 @@ def test_validation_masks_that_tell_nothing_are_refused(tmp_path, values, told):
 def test_a_loop_over_training_crops_ends():
     "Python asks for one item after the other until there is an IndexError"
     assert len([crop for crop in TrainingCrops(scenes("train", 2, size=32), 3, 16)]) == 3
+
+
+@pytest.mark.parametrize("colour", [(.5, 0, 0), (300, 0, 0), (0, 0), (-1, 0, 0)])
+def test_colours_that_are_none_are_refused(colour):
+    image, label = torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.uint8)
+    with pytest.raises(InputError, match="dataset mine has the colour .*; expected three whole numbers 0..255"):
+        make_split("mine", [image], [label], ["a", "b"], [(0, 0, 0), colour])
+    assert make_split("mine", [image], [label], ["a", "b"], [(0, 0, 0), np.array([255, 0, 1])]).num_classes == 2

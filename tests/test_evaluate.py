@@ -30,7 +30,9 @@ from semeda.evaluate import (
     read_class_names,
     read_palette,
 )
+from semeda.masks import Reading, read_masks, read_pair
 from semeda.metrics import METRICS, scores_of
+from semeda.reading import files_by_name
 from semeda.sieve import sieve
 from semeda.trainer import train as train_run
 from tests.conftest import ROOT, real_data, snapshot
@@ -826,10 +828,77 @@ def test_masks_of_0_and_255_are_told(tmp_path, capsys):
     assert main([*given, f"--out={tmp_path / 'one'}"]) == 0
     told = capsys.readouterr()
     assert "hold no two classes" in told.err and "boundary mIoU at width 1 none" in told.out
+    assert "Warning" not in told.err # in the words of the command
+    with pytest.warns(UserWarning, match="hold no two classes"):
+        quiet(tmp_path / "pred", tmp_path / "label", 2, tmp_path / "api", max_width=2)
+    assert main([*given[:2], "--classes=1", "--max-width=2", f"--out={tmp_path / 'alone'}"]) == 0
+    assert "hold no two classes" in capsys.readouterr().err # though it scores 100
     maps = [f"--{name}-map={tmp_path / 'map.txt'}" for name in ("label", "pred")]
     assert main([*given, *maps, f"--out={tmp_path / 'two'}"]) == 0
     told = capsys.readouterr()
     assert "hold no two classes" not in told.err and "mIoU 100.00" in told.out
+
+
+def test_a_label_map_is_of_stored_numbers_whatever_their_colours(tmp_path):
+    "With a palette, for the report's colours, the map was applied to the classes of the colours"
+    (tmp_path / "map.txt").write_bytes(b"\xef\xbb\xbf7 0\r\n8 1\r\n0 void\r\n") # as Notepad writes it
+    (tmp_path / "palette.txt").write_text("0 0 128\n128 0 0\n")
+    for kind in ("pred", "label"):
+        (tmp_path / kind).mkdir()
+        mask = Image.fromarray(np.repeat(np.array([[7, 7, 8, 8]], np.uint8), 4, 0))
+        mask.putpalette([0] * 21 + [128, 0, 0] + [0, 0, 128]) # 7 in the colour of class 1, 8 in that of class 0
+        mask.save(tmp_path / kind / "a.png")
+    maps = dict(pred_map=tmp_path / "map.txt", label_map=tmp_path / "map.txt", palette=tmp_path / "palette.txt")
+    metrics = quiet(tmp_path / "pred", tmp_path / "label", 2, tmp_path / "out", max_width=2, class_names="a,b", **maps)
+    assert metrics["confusion"] == [[8, 0], [0, 8]]
+    Image.fromarray(np.full((4, 4, 3), (128, 0, 0), np.uint8)).save(tmp_path / "label" / "a.png")
+    with pytest.raises(InputError, match="is an RGB image with colours; expected .* a palette and no label map"):
+        quiet(tmp_path / "pred", tmp_path / "label", 2, tmp_path / "rgb", max_width=2, **maps)
+
+
+def test_places_that_cannot_be_renamed_are_refused_before_anything_is_counted(tmp_path, monkeypatch):
+    label = write(tmp_path / "l", LABELS)
+    with pytest.raises(InputError, match="has a name that is too long; expected a folder in another one"):
+        quiet(label, label, 3, tmp_path / ("x" * 250), max_width=4)
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "mounted")
+    with pytest.raises(InputError, match="mounted is a mount point; expected a folder in another one"):
+        quiet(label, label, 3, tmp_path / "mounted", max_width=4)
+    quiet(label, label, 3, tmp_path / "mounted" / "within", max_width=4)
+
+
+def test_an_evaluation_that_was_written_meanwhile_is_not_replaced(tmp_path, monkeypatch):
+    label, real = write(tmp_path / "l", LABELS), evaluation.summarise
+    def meanwhile(*given):
+        monkeypatch.setattr(evaluation, "summarise", real)
+        quiet(label, label, 3, tmp_path / "out", max_width=3)
+        return real(*given)
+    monkeypatch.setattr(evaluation, "summarise", meanwhile)
+    with pytest.raises(InputError, match="out holds another evaluation; expected an empty folder"):
+        quiet(label, label, 3, tmp_path / "out", max_width=4)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["config"]["max_width"] == 3
+
+
+def test_a_turned_prediction_is_not_stretched(tmp_path):
+    pred, label = tmp_path / "pred.png", tmp_path / "label.png"
+    Image.fromarray(np.zeros((4, 8), np.uint8)).save(pred)
+    Image.fromarray(np.zeros((8, 4), np.uint8)).save(label)
+    reading = Reading(2)
+    with pytest.raises(InputError, match="pred.png is 8x4 and its label 4x8; expected both turned alike"):
+        read_masks(pred, label, reading, reading, resize=True)
+    with pytest.raises(InputError, match="pred.png is 8x4 but its label is 4x8; expected the same size"):
+        read_masks(pred, label, reading, reading)
+    Image.fromarray(np.zeros((1, 4), np.uint8)).save(pred) # which would broadcast
+    with pytest.raises(InputError, match="is 4x1 but its label is 4x8"):
+        read_pair(pred, label, 2)
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    "What lies in it was left out without a word"
+    def closed(folder, onerror=None, followlinks=False): # root reads every folder
+        onerror(PermissionError(13, "Permission denied", str(folder)))
+    monkeypatch.setattr(os, "walk", closed)
+    with pytest.raises(InputError, match="cannot be read: Permission denied; expected one that can"):
+        files_by_name(tmp_path, recursive=True)
 
 
 def test_classes_in_another_order_are_not_those_of_a_run(finished, tmp_path, monkeypatch):

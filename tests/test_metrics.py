@@ -650,6 +650,15 @@ def test_classes_of_more_pixels_than_32_bits_hold_are_there():
     assert metric.compute()["non_boundary_classes"].tolist() == [2, 2]
 
 
+@pytest.mark.parametrize("kind", [MeanIoU, TrimapIoU, BoundaryIoU])
+def test_masks_that_are_turned_views(kind):
+    label, prediction = torch.randint(3, (2, 9, 6))
+    found = [kind(num_classes=3) for _ in range(2)]
+    found[0].update(prediction.T, label.T)
+    found[1].update(prediction.T.contiguous(), label.T.contiguous())
+    assert all(torch.equal(a, b) for a, b in zip(found[0].metric_state.values(), found[1].metric_state.values()))
+
+
 def test_settings_that_no_metric_takes_are_refused():
     with pytest.raises(InputError, match="unknown setting 'maxwidth'; choose from .*max_width"):
         build_metrics(num_classes=3, maxwidth=5)

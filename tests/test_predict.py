@@ -230,6 +230,84 @@ def test_batches_of_several_sizes(network):
         assert mask.shape == photo.shape[1:] and torch.equal(mask, predict_image(network.net, photo))
 
 
+class Net(torch.nn.Module):
+    "A network whose output is made by a function of the images"
+    def __init__(self, make, dtype=torch.float32):
+        super().__init__()
+        self.make, self.weight = make, torch.nn.Parameter(torch.ones(1, dtype=dtype))
+
+    def forward(self, x):
+        return self.make(x * self.weight)
+
+
+def classes(x, count=3):
+    "Logits of which class 2 is the largest"
+    return torch.stack([x.mean(dim=1) * 0 + (k == 2) for k in range(count)], dim=1)
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda x: x[:, :1], "network Net gave 1 channel; expected the logits of 2..255 classes"),
+    (lambda x: classes(x, 300), "network Net gave 300 channels; expected the logits of 2..255 classes"),
+    (lambda x: classes(x)[:1], "network Net gave logits of 1 images for 2; expected those of each"),
+    (lambda x: classes(x).argmax(dim=1), "network Net returns Tensor; expected logits of shape"),
+    (lambda x: (classes(x), 1), "network Net returns tuple; expected logits of shape"),
+    (lambda x: classes(x) / 0, "network Net gave logits that are NaN; expected numbers"),
+])
+def test_outputs_that_make_no_mask_are_refused(make, words):
+    with pytest.raises(InputError) as e:
+        predict_images(Net(make), [as_photo(scene(0))] * 2)
+    assert words in str(e.value)
+
+
+@pytest.mark.parametrize("make, dtype", [
+    (lambda x: dict(out=classes(x)), torch.float32),
+    (lambda x: classes(x)[..., ::4, ::4], torch.float16),
+    (lambda x: classes(x).long(), torch.float32),
+])
+def test_outputs_of_other_forms_make_masks(make, dtype):
+    net = Net(make, dtype)
+    [mask] = predict_images(net, [as_photo(scene(0))])
+    assert mask.shape == (44, 60) and (mask == 2).all()
+    assert torch.equal(predict_image(net, scene(0), tile=32), mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_classes_that_are_ruled_out_stay_so_where_logits_are_enlarged(dtype):
+    "Between two logits of -inf there was NaN, which is the largest of all"
+    def ruled_out(x):
+        return classes(x)[..., ::4, ::4].masked_fill((torch.arange(3) == 1).view(1, 3, 1, 1), -torch.inf)
+    [mask] = predict_images(Net(ruled_out, dtype), [as_photo(scene(0))])
+    assert (mask == 2).all()
+
+
+@pytest.mark.parametrize("settings, words", [
+    (dict(size="24x20"), "size is '24x20'; expected width and height, such as (240, 180)"),
+    (dict(size=(24,)), "size is (24,); expected width and height"),
+    (dict(size=(0, 20)), "size is 0; expected 1.."),
+    (dict(tile=32, batch_size=0), "batch_size is 0; expected 1.."),
+])
+def test_settings_of_prediction_that_are_refused(settings, words):
+    call = predict_tiles if "tile" in settings else lambda net, photo, **given: predict_images(net, [photo], **given)
+    with pytest.raises(InputError) as e:
+        call(Net(classes), as_photo(scene(0)), **settings)
+    assert words in str(e.value)
+
+
+@pytest.mark.parametrize("state, words", [
+    ({}, "is of step 3 of 20: its run has not finished"),
+    (dict(diverged=True), "is of step 3 of 20: its run has diverged"),
+])
+def test_a_run_that_has_not_finished_is_told(tmp_path, photos, capsys, state, words):
+    folder = write_run(tmp_path / "run", CONFIG | dict(iterations=20))
+    (folder / "metrics.json").unlink()
+    if state:
+        (folder / "diverged.json").write_text("{}")
+    assert main([str(folder), str(photos), str(tmp_path / "out"), "--quiet"]) in (0, 1)
+    assert f"semeda-predict: {folder / 'checkpoint.pt'} {words}" in capsys.readouterr().err
+    assert main([str(folder), str(tmp_path / "net.safetensors"), "--export=safetensors"]) == 0
+    assert words in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_each_module_keeps_its_mode(fails):
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 2, 1)).train()

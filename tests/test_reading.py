@@ -477,3 +477,12 @@ def test_a_bmp_of_16_bits_a_pixel_has_fewer_than_8_a_channel(tmp_path):
     (tmp_path / "a.bmp").write_bytes(header + pixels.tobytes())
     red, green, blue, white = read_image(tmp_path / "a.bmp").flatten(1).T.tolist()
     assert (red, green, blue, white) == ([255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255])
+
+
+@pytest.mark.parametrize("head", [b"P5 4 1 1\n", b"P5 4 1 7\n"])
+def test_a_pgm_whose_numbers_pillow_would_scale_is_refused(tmp_path, head):
+    (tmp_path / "mask.pgm").write_bytes(head + bytes([0, 1, 1, 0]))
+    with pytest.raises(InputError, match="mask.pgm has [17] as its largest number, by which its numbers are scaled"):
+        read_numbers(tmp_path / "mask.pgm")
+    (tmp_path / "mask.pgm").write_bytes(b"P5 4 1 255\n" + bytes([0, 1, 1, 0]))
+    assert read_numbers(tmp_path / "mask.pgm").tolist() == [[0, 1, 1, 0]]

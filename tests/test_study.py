@@ -290,12 +290,85 @@ def test_one_loss_in_a_row_of_all_groups(tmp_path):
             record = json.loads(path.read_text())
             (tmp_path / f"losses_half_pixel_{drive}" / path.name).write_text(json.dumps(record))
     assert read_groups("losses_half_pixel", tmp_path).rows()
-    record = json.loads((tmp_path / "losses_half_pixel_0016E5" / "ppce-s1.json").read_text())
-    record["config"]["loss"] = "smp.DiceLoss"
-    (tmp_path / "losses_half_pixel_0016E5" / "ppce-s1.json").write_text(json.dumps(record))
-    told = "losses_half_pixel_0006R0/ppce-s1 and losses_half_pixel_0016E5/ppce-s1 differ in loss; expected"
-    with pytest.raises(InputError, match=told):
+    path = tmp_path / "losses_half_pixel_0016E5" / "ppce-s1.json"
+    text, both = path.read_text(), "losses_half_pixel_0006R0/ppce-s1 and losses_half_pixel_0016E5/ppce-s1 differ in"
+    said = "losses_half_pixel_0016E5/ppce-s1.json has"
+    for name, value, told in (("momentum", .5, f"{both} momentum; expected"), ("loss", "focal", f"{said} loss focal"),
+                              ("val_group", "0006R0", "ppce-s1 differ in val_group")):
+        record = json.loads(text)
+        record["config"][name] = value
+        path.write_text(json.dumps(record))
+        with pytest.raises(InputError, match=told):
+            read_groups("losses_half_pixel", tmp_path)
+
+
+def test_a_row_of_another_budget_is_not_compared(tmp_path):
+    "A study's file was changed after its runs: one row had them all"
+    for drive in ("0006R0", "0016E5"):
+        shutil.copytree(ROOT / "results" / f"losses_half_pixel_{drive}", tmp_path / f"losses_half_pixel_{drive}")
+        for path in (tmp_path / f"losses_half_pixel_{drive}").glob("lovasz-s*.json"): # in all its runs alike
+            record = json.loads(path.read_text())
+            record["config"] |= dict(lr=.5)
+            path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match="lovasz-s[01].json has lr 0.5; expected 0.001, as the study says: move"):
         read_groups("losses_half_pixel", tmp_path)
+
+
+@pytest.mark.parametrize("name, change, told", [
+    ("lovasz-s0", configured(iterations=9), "ppce-s0 and mine/lovasz-s0 differ in iterations|differ in iterations"),
+    ("lovasz-s0", configured(val_group="b"), "differ in val_group; expected runs on the same data"),
+    ("lovasz-s0", lambda record: record | dict(initial_weights="0"), "differ in initial_weights; expected"),
+    ("lovasz-s0", lambda record: record | dict(diverged=dict(step=1, error="")) | configured(crop=9)(record),
+     "differ in crop; expected"),
+])
+def test_runs_of_other_budgets_and_weights_are_refused(tmp_path, name, change, told):
+    with pytest.raises(InputError, match=told):
+        Study(with_results(tmp_path / "mine", {name: change}))
+
+
+def test_edge_nets_of_one_name_are_one_net(tmp_path):
+    with_net = lambda weights: lambda record: configured(edge_net="mine.safetensors")(record) | dict(
+        edge_net=dict(weights=weights, f1=1.))
+    changes = {"lovasz-s0": with_net("a"), "lovasz-s1": with_net("a")}
+    Study(with_results(tmp_path / "mine", changes))
+    with pytest.raises(InputError, match="other/lovasz-s0 and other/lovasz-s1 differ in edge_net; expected"):
+        Study(with_results(tmp_path / "other", changes | {"lovasz-s1": with_net("b")}))
+
+
+def test_a_run_that_was_made_longer_is_no_result(tmp_path):
+    longer = lambda record: record | dict(metrics=record["metrics"] | dict(extended_from=[500]))
+    folder = with_results(tmp_path / "mine", {"ppce-s0": longer})
+    record = plan.read_result(folder / "ppce-s0.json")
+    with pytest.raises(InputError, match="of a run that was to end after 500 steps and was made longer"):
+        plan.check_result(record, "mine", "ppce-s0", record["config"] | dict(label_resize="nearest",
+                                                                             upsampling="stretched"))
+
+
+def test_weights_of_losses_stand_under_their_own(tmp_path):
+    tried = dict(x_03={9: 2}, x_1={9: 3}, y_1={9: 1}, y_3={9: 2})
+    groups = fake_groups(dict(a={9: 1}), **{row: dict(a=points) for row, points in tried.items()})
+    runs = groups.studies["a"].runs
+    for row, loss, weight in (("x_03", "Dice", .3), ("x_1", "Dice", 1), ("y_1", "Jaccard", 1), ("y_3", "Jaccard", 3)):
+        runs[row][9]["config"].update(loss=f"smp.{loss}Loss(weight={weight})", lambdas=[0, 0, 0])
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in weights_table(groups).splitlines()[:4]]
+    assert cells[0] == ["", "weight 0.3", "weight 1", "weight 3"]
+    assert cells[2] == ["PPCE + Dice", "52.0 / 52.0", "**53.0 / 53.0**", ""]
+    assert cells[3] == ["PPCE + Jaccard", "", "51.0 / 51.0", "**52.0 / 52.0**"]
+
+
+def test_curves_of_runs_that_ended_with_patience():
+    groups = fake_groups(dict(a={0: 3}, b={0: 3}))
+    groups.studies["a"].runs["ours"][0]["validated"] *= 2
+    [ax] = training_curves(groups).axes
+    assert all(len(line.get_xdata()) == 1 for line in ax.lines)
+
+
+def test_a_notebook_is_not_written_over(tmp_path):
+    (tmp_path / "report.ipynb").write_text(json.dumps(dict(cells=[], metadata={})))
+    with pytest.raises(InputError, match="report.ipynb is there and was not executed for a page; expected another"):
+        study_run.render("table1", tmp_path / "report.html", {})
+    with pytest.raises(InputError, match="table1.ipynb is there and was not executed for a page"):
+        study_run.render("table1", ROOT / "nbs" / "paper" / "table1.html", {})
 
 
 def test_labels_of_results_hold_no_html():
@@ -569,7 +642,9 @@ def test_page_of_losses_without_results(tmp_path, capsys):
 def test_page_of_losses_with_two_runs_of_one_drive(tmp_path, capsys):
     for row, loss, source in (("ppce", "ppce", "table1_01"), ("edge_iou", "edge_iou", "lovasz")):
         record = json.loads((ROOT / "results" / "camvid" / f"{source}-s0.json").read_text())
-        record |= dict(study="losses_0001TP", name=f"{row}-s0", config=record["config"] | dict(loss=loss))
+        said = dict(loss=loss, row="", iterations=6000, crop=96, lr=.001, val_every=1000, checkpoint_every=500)
+        config = record["config"] | said | dict(val_group="0001TP")
+        record |= dict(study="losses_0001TP", name=f"{row}-s0", config=config)
         path = tmp_path / "losses_0001TP" / f"{row}-s0.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(record))

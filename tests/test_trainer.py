@@ -334,6 +334,12 @@ def test_a_run_with_channels_last_is_the_same_but_for_rounding(tmp_path, few_sce
         train_run(None, **settings, name="runTrue")
 
 
+def test_a_run_that_is_scored_on_its_training_images_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("semeda.run_setup.load_data", lambda dataset, split, *_, **__: scenes("train", 4))
+    train_run(**SMALL, loss="ppce", runs=str(tmp_path))
+    assert "dataset scenes has the same images in train and val" in capsys.readouterr().err
+
+
 def test_a_folder_belongs_to_one_run(tmp_path, few_scenes):
     run = train_run(None, **SMALL, loss="ppce", runs=str(tmp_path))
     before = snapshot(tmp_path)

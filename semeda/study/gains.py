@@ -238,13 +238,13 @@ def weights_table(
     groups: Groups, # Of a study whose rows are named after a loss and its weight
 ) -> str: # Markdown
     "mIoU / boundary mIoU at width 2 of each weight that was tried, the chosen one in bold"
-    lines, weights = [], []
-    text = lambda row: " / ".join(f"{score:.1f}" for score in _both(groups, row)) or "diverged"
-    for rows in weights_tried(groups).values():
+    tried = weights_tried(groups)
+    weights = sorted({_weight(groups.config(row)) for rows in tried.values() for row in rows})
+    lines, text = [], lambda row: " / ".join(f"{score:.1f}" for score in _both(groups, row)) or "diverged"
+    for rows in tried.values():
         chosen = best_weight(groups, rows)
-        weights = [_weight(groups.config(row)) for row in rows]
-        texts = [f"**{text(row)}**" if row == chosen else text(row) for row in rows]
-        lines.append([_without_weight(groups, chosen), *texts])
+        texts = {_weight(groups.config(row)): f"**{text(row)}**" if row == chosen else text(row) for row in rows}
+        lines.append([_without_weight(groups, chosen), *(texts.get(weight, "") for weight in weights)])
     if not lines:
         return "no results yet"
     baseline = groups.baseline()
@@ -372,7 +372,8 @@ def training_curves(
     for row, style in zip(rows, ("o-", "s--", "^:", "v-.", "d-")):
         runs = [groups.studies[group].runs[row][seed]["validated"] for group, seed in sorted(pairs)]
         scores = [100 * statistics.mean(point["val_miou"] for point in points) for points in zip(*runs)]
-        ax.plot([point["step"] for point in runs[0]], scores, style, label=groups.label(row))
+        steps = [point["step"] for point in runs[0]][:len(scores)] # with patience some runs end earlier
+        ax.plot(steps, scores, style, label=groups.label(row))
     ax.set(xlabel="step", ylabel="mIoU (%)", title=f"{groups.name}: mean of {_number(len(pairs), 'run')} a row")
     ax.legend(loc="center left", bbox_to_anchor=(1, .5), frameon=False)
     fig.tight_layout()

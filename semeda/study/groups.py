@@ -18,8 +18,8 @@ from scipy import stats
 
 from ..core import InputError
 from ..loss_registry import TABLE1, loss_label
-from .settings import BASELINE, TARGETS, read_study, results_folder
-from .plan import PROCESSOR
+from .settings import BASELINE, STUDY, TARGETS, read_study, results_folder
+from .plan import PROCESSOR, check_given
 from .results import Results, check_alike, settings_of
 
 # %% ../../nbs/77_study_groups.ipynb #fc7e854f
@@ -91,7 +91,7 @@ def interval_text(
     score: Score,
 ) -> str: # Such as "+0.4 to +2.0"; empty where there is none
     "The interval of a difference in words"
-    if found is None or found.low is None:
+    if found is None or found.low is None or found.high is None:
         return ""
     return " to ".join(f"{score.scale * end:+.{score.digits}f}" for end in (found.low, found.high))
 
@@ -152,7 +152,11 @@ def read_groups(
     name = config.get("study") or Path(name).stem
     folders = {group: results_folder(results)/f"{name}_{group}" for group in config["groups"]}
     found = {group: Results(folder) for group, folder in folders.items()}
-    firsts = {}
+    firsts, said = {}, STUDY | {key: value for key, value in config.items() if key in STUDY}
+    for group, study in found.items():
+        its = said | dict(study=f"{name}_{group}", budget=said["budget"] | dict(val_group=group))
+        for record in (*study.records(), *study.lost()):
+            check_given(record, its)
     for record in (record for study in found.values() for record in study.records()):
         row = record["name"].rpartition("-s")[0]
         own = ("seed", "val_group", *PROCESSOR)

@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['RUN', 'MEASURED', 'MACHINE', 'PROCESSOR', 'FILES', 'SECONDS', 'START', 'is_finished', 'has_diverged', 'outcome',
-           'read_diverged', 'steps_done', 'check', 'read_result', 'check_result', 'seconds_per_step', 'duration',
-           'plan']
+           'read_diverged', 'steps_done', 'check', 'read_result', 'check_result', 'check_given', 'seconds_per_step',
+           'duration', 'plan']
 
 # %% ../../nbs/71_study_plan.ipynb #4d1789a1
 import os
 import re
 import statistics
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
 
-from ..config import Config, completed, resolve
+from ..config import Config, coerce, completed, resolve
 from ..core import InputError, read_json
 from ..edge_net_files import shipped_version
 from ..loss_registry import TABLE1
@@ -127,11 +127,31 @@ def check_result(
         expected = f"expected a row of Table 1 or a variant of the study {study}, and a seed"
         raise InputError(f"{here} is no ROW-sSEED.json; {expected}")
     _check_config(here, record["config"] | dict(edge_net=_edge_net_of(record, given)), row, int(seed), given)
+    if longer := record.get("metrics", {}).get("extended_from"):
+        raise InputError(f"{here} is of a run that was to end after {longer[-1]} steps and was made longer, which is "
+                         "another run than one of its length; expected one that was not")
     if "diverged" not in record and record["counts"]["shape"][0] != record["val_images"]:
         images = record["counts"]["shape"][0]
         raise InputError(f"{here} has counts of {images} images; expected {record['val_images']}")
 
 # %% ../../nbs/71_study_plan.ipynb #5fd7907c
+def check_given(
+    record: dict, # A result
+    study: dict, # Complete, as its file says it now
+):
+    "Raise `InputError` where a result has another parameter than its study gives it by name; other rows may be there"
+    row, _, seed = record["name"].rpartition("-s")
+    if row not in study["variants"] and row not in TABLE1:
+        return
+    by_name = {f.name: f for f in fields(Config)}
+    for name, value in parameters(study, row, int(seed)).items():
+        if name in by_name and name not in (*MACHINE, *PROCESSOR, *FILES):
+            wanted, found = coerce(by_name[name], value), completed(record["config"])[name]
+            if found != wanted:
+                here = f"result {record['study']}/{record['name']}.json has {name} {found}"
+                raise InputError(f"{here}; expected {wanted}, as the study says: move the file away, or give the study "
+                                 "another name")
+
 def _edge_net_of(record, given):
     "Name of a result's Edge net; of a shipped one that was used, the version that its weights say"
     name, wanted = record["config"].get("edge_net", ""), (given or {}).get("edge_net", "")
@@ -201,17 +221,16 @@ def duration(seconds: float) -> str:
 def _state(run, where, results):
     "Whether a run has finished, has diverged, has a result, or is to be run"
     folder = run_folder(*run, where)
+    kept = bool(results) and result_file(*run, results).is_file()
+    if kept:
+        _check_kept(run, result_file(*run, results))
     if is_finished(folder):
         return "finished"
     if has_diverged(folder):
         return "diverged"
-    if not results:
-        return "to go"
-    if not result_file(*run, results).is_file():
+    if results and not kept:
         _check_precision(run, results)
-        return "to go"
-    _check_kept(run, result_file(*run, results))
-    return "from its result"
+    return "from its result" if kept else "to go"
 
 def _check_kept(run, path):
     "Raise InputError unless a result is that of its run as the study now says it"

@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock
 
 from .. import trainer
-from ..core import Arguments, InputError, command, finite, one_line, percent, probe_folder
+from ..core import Arguments, InputError, command, finite, one_line, percent, probe_folder, read_json
 from ..optimise import slow_precision
 from ..run import read_metrics
 from .collect import collect
@@ -168,6 +168,17 @@ def page_path(
     raise InputError(f"page is {name!r}; choose from {', '.join(names)}")
 
 # %% ../../nbs/76_study_run.ipynb #b39dbc99
+def _check_not_lost(executed, source):
+    "Raise InputError where the notebook beside a page would be written over one that no page was made by"
+    if not executed.exists():
+        return
+    try:
+        own = "papermill" in read_json(executed)["metadata"]
+    except (InputError, KeyError, TypeError):
+        own = False
+    if not own or executed.resolve() == source.resolve():
+        raise InputError(f"{executed} is there and was not executed for a page; expected another name for the page")
+
 def render(
     name: str, # Of the page, such as table1
     out: Path, # HTML file to write; the executed notebook stands beside it
@@ -180,6 +191,7 @@ def render(
         import papermill
     except ImportError:
         raise InputError("pages need papermill and nbconvert: pip install 'semeda[sweep]'") from None
+    _check_not_lost(executed, source)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(source, executed, given, progress_bar=False)

@@ -180,8 +180,8 @@ def curve(
         runs = [record["validated"] for record in study.runs.get(row, {}).values() if record.get("validated")]
         if not runs:
             continue
-        steps = [point["step"] for point in runs[0]]
         scores = list(zip(*([100 * point["val_miou"] for point in run] for run in runs)))
+        steps = [point["step"] for point in runs[0]][:len(scores)] # with patience some runs end earlier
         ax.plot(steps, list(map(statistics.mean, scores)), style, color=f"C{i}", label=study.name(row))
         ax.fill_between(steps, list(map(min, scores)), list(map(max, scores)), color=f"C{i}", alpha=.2)
     ax.set(xlabel="step", ylabel="mIoU (%)", title=name)
