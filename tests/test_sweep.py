@@ -141,6 +141,11 @@ def test_plan_leaves_out_runs_whose_result_is_there(finished, result):
         kept.write_text(json.dumps(record | dict(config=record["config"] | change)))
         with pytest.raises(InputError, match=f"{told}.*; name another folder of results, or move the file away"):
             plan.plan(study, folder / "runs", 1, folder / "kept")
+    stale = json.loads(result[0].read_text()) # of a run that has finished, from before the study was changed
+    kept.with_name("table1_01-s0.json").write_text(json.dumps(stale | dict(config=stale["config"] | dict(lr=.5))))
+    kept.unlink()
+    with pytest.raises(InputError, match="table1_01-s0.json has lr 0.5; expected .*, or move the file away"):
+        plan.plan(study, folder / "runs", 1, folder / "kept")
 
 
 def test_runs_of_a_seed_go_in_the_precision_of_its_results(finished, result, tmp_path, capsys, monkeypatch):
