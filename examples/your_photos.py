@@ -23,6 +23,7 @@ from safetensors import safe_open
 import semeda.evaluate
 import semeda.predict
 import semeda.trainer
+from semeda.reading import files_by_name
 
 LOSSES = dict(ppce="ppce", edges="lovasz+trimap_lovasz")  # the usual one, and one that gains at boundaries
 
@@ -91,7 +92,7 @@ def main(argv=None):
     predict_and_score(args.new, args.out, args.classes)
     export(args.out)
 
-    first = sorted(args.new.glob("images/*"))[0]
+    first = next(iter(files_by_name(args.new / "images").values()))
     with Image.open(first) as file:
         photo = file.convert("RGB")
     sides = [side // 32 * 32 for side in photo.size]  # a U-Net halves its images five times

@@ -371,8 +371,9 @@ def unused_settings(
     unused |= dict.fromkeys(of_network, f"network {config.network}")
     unused |= dict.fromkeys([name for name in OF_EDGE_NET if name in given], _what_trains_no_edge_net(config))
     unused |= dict(edge_net=f"loss {config.loss}") if config.edge_net and not needs_edge_net(config.loss) else {}
-    return [f"{name} is {given[name]!r}, which changes nothing: {what} does not take it"
-            for name, what in unused.items() if what]
+    return ["lr is 0, so nothing is trained"] * (config.lr == 0) + [
+        f"{name} is {given[name]!r}, which changes nothing: {what} does not take it"
+        for name, what in unused.items() if what]
 
 def _what_trains_no_edge_net(config):
     "The loss that needs no Edge net, or the one that is given; empty where one is trained"

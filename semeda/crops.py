@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from .core import InputError, finite, known
+from .core import InputError, finite, known, whole_number
 from .reading import VOID
 from .splits import SegmentationData
 
@@ -79,7 +79,7 @@ def training_transform(
     "Random scale, mirror and crop; the image becomes normalised float32"
     from torchvision import tv_tensors
     from torchvision.transforms import v2
-    finite("crop", crop, 1, LARGEST_CROP)
+    whole_number("crop", crop, 1, LARGEST_CROP)
     known("style", style, ("torchvision", "caffe"))
     mean = tuple(round(255 * m) for m in IMAGENET_MEAN)
     fill = {tv_tensors.Image: mean, tv_tensors.Mask: VOID}

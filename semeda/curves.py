@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .edges import edge_distance
 from .metrics import TrimapIoU, bootstrap
-from .pictures import RUN_COLOURS
+from .pictures import RUN_COLOURS, check_masks_of
 
 # %% ../nbs/61_curves.ipynb #f7d67da6
 LINE_STYLES = ["-", "--", "-.", ":"]
@@ -175,6 +175,7 @@ def trimap_scores(
     resamples: int = 2000, # Draws of the bootstrap
 ) -> tuple[dict, dict, dict]: # By model: counts of each image, what `plot_trimap_curves` takes, and intervals
     "Scores of several models over the trimap width, with 95% intervals over images"
+    check_masks_of(predictions, len(data.labels))
     counts, curves, intervals = {}, {}, {}
     for name, masks in predictions.items():
         metric = TrimapIoU(data.num_classes, max_width, void=void, per_image=True)

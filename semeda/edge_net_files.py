@@ -36,9 +36,14 @@ def save_edge_net(
     if not all(value.isfinite().all() for value in net.state_dict().values()):
         raise InputError(f"edge net for {path} has weights that are not finite; expected a trained one")
     about["weights"] = weights_hash(net)
+    try:
+        text = json.dumps(about, sort_keys=True)
+    except (TypeError, ValueError) as e:
+        raise InputError(f"about {about!r:.80} cannot be written as JSON: {one_line(e)}; expected text, numbers and "
+                         "lists") from None
     state = {name: value.contiguous() for name, value in net.state_dict().items()}
     with replacing(path) as part:
-        part.write_bytes(save(state, {"about": json.dumps(about, sort_keys=True)}))
+        part.write_bytes(save(state, {"about": text}))
 
 # %% ../nbs/14_edge_net_files.ipynb #bfccb7f9
 def _read_safetensors(path):
@@ -130,6 +135,8 @@ def synthetic_masks(
     "Label masks of random shapes in random classes"
     if not 1 <= num_classes <= 255:
         raise InputError(f"num_classes is {num_classes}; expected 1..255")
+    if ignore_index not in range(num_classes, 256):
+        raise InputError(f"ignore_index is {ignore_index}; expected {num_classes}..255, no class")
     rng = torch.Generator().manual_seed(seed)
 
     def random(low: float, high: float) -> Tensor:

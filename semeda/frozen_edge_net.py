@@ -147,6 +147,9 @@ class FrozenEdgeNet(_EdgeNetBuffers):
         logits, labels, void = super().checked(logits, labels)
         if logits.shape[1] != self.num_classes:
             raise InputError(f"logits have {logits.shape[1]} classes; expected {self.num_classes}, the edge net's")
+        if logits.device != self.kernel1.device:
+            raise InputError(f"logits are on {logits.device}, the edge net on {self.kernel1.device}; expected "
+                             f"loss.to({str(logits.device)!r})")
         return logits, labels, void
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *others: Any):
@@ -168,6 +171,8 @@ class FrozenEdgeNet(_EdgeNetBuffers):
         **about: Any, # Recorded in the file's metadata
     ):
         "Write the Edge net to a file from which the loss can be made again"
+        if "num_classes" in about:
+            raise InputError(f"num_classes is {about['num_classes']!r:.80}; expected another name, it is kept anyway")
         save_edge_net(self.edge_net(), path, num_classes=self.num_classes, **about)
 
 # %% ../nbs/15_frozen_edge_net.ipynb #0b9aa348
@@ -180,4 +185,5 @@ def saved_settings(
     from safetensors import safe_open
     with safe_open(edge_net, "pt") as file:
         about = json.loads((file.metadata() or {}).get("about", "{}"))
-    return about.get("loss") or {}
+    loss = about.get("loss") if isinstance(about, dict) else None
+    return loss if isinstance(loss, dict) else {}

@@ -53,6 +53,8 @@ def _with_batch(logits, labels):
         raise InputError(f"{shapes}; expected the same number of images")
     if logits.shape[1] < 2:
         raise InputError(f"{shapes}; expected a channel for each class, two or more")
+    if not all(labels.shape[1:]):
+        raise InputError(f"{shapes}; expected at least one pixel an image")
     return logits, labels
 
 # %% ../nbs/13_loss_inputs.ipynb #ae8d4379
@@ -65,7 +67,16 @@ def _of_same_size(logits, labels, upsample):
         sizes = f"logits are {size[0]}x{size[1]}, labels {wanted[0]}x{wanted[1]}"
         line = "F.interpolate(logits, size=labels.shape[-2:], mode='bilinear', align_corners=False)"
         raise InputError(f"{sizes}; expected {line}, or upsample=True where a loss takes it")
+    _check_shrunk(size, wanted)
     return F.interpolate(logits, size=wanted, mode="bilinear", align_corners=False)
+
+def _check_shrunk(size, wanted):
+    "Raise `InputError` unless logits of one size can be a network's for labels of another: smaller by one factor"
+    factors = [(full / (small + 1), full / max(small - 1, 1e-9)) for small, full in zip(size, wanted)] # within a pixel
+    (low, high), (least, most) = factors
+    if any(small > full for small, full in zip(size, wanted)) or low > most or least > high:
+        raise InputError(f"logits are {size[0]}x{size[1]}, labels {wanted[0]}x{wanted[1]}; expected logits that are "
+                         "smaller by one factor in height and width")
 
 # %% ../nbs/13_loss_inputs.ipynb #69f75fe0
 def _check_types(logits, labels):
@@ -131,7 +142,8 @@ def check_one_void(
     "Raise `InputError` where losses that are added call different labels void"
     for other in losses:
         theirs = getattr(other, "ignore_index", ignore_index)
-        if theirs not in (ignore_index, -100): # -100: torch's for none
+        of_torch = theirs == -100 and (ignore_index in (None, 255) or ignore_index < 0) # torch's for none
+        if theirs != ignore_index and not of_torch:
             raise InputError(f"ignore_index is {ignore_index}, but {theirs} of the {type(other).__name__} beside it; "
                              "expected one for both")
 

@@ -98,8 +98,15 @@ def _own_record(dotted, added):
     if not callable(found):
         raise InputError(f"loss {dotted!r} is a {type(found).__name__}; expected a torch.nn.Module class")
     name = dotted.partition(":")[2]
+    terms = tuple(getattr(found, "TERMS", ("own" if _is_taken(name) else name,)))
+    if taken := [term for term in terms if _is_taken(term)]:
+        raise InputError(f"loss {dotted!r} has {taken[0]!r} in TERMS, a column of every history; expected another name")
     return LossRecord(dotted, found, getattr(found, "LABEL", name), added, needs_edge_net="edge_net" in _takes(found),
-                      terms=tuple(getattr(found, "TERMS", (name,))), over=getattr(found, "OVER", "batch"), layers=3)
+                      terms=terms, over=getattr(found, "OVER", "batch"), layers=3)
+
+def _is_taken(term):
+    "Whether a term would be a column that a history has anyway"
+    return term in ("step", "lr", "loss") or str(term).startswith("val_")
 
 def _takes(build):
     "Names of the parameters that a callable takes; * for any other"

@@ -23,7 +23,7 @@ from .edges import edge_map
 from .frozen_edge_net import FrozenEdgeNet, saved_settings
 from .loss_inputs import CheckedLoss, at_least_float32, checked, without_autocast
 from .semeda_term import CHOICES, REDUCTIONS # noqa: F401, also found here
-from .semeda_term import _checked_lambdas, _choice, in_dtype, semeda, semeda_by_image
+from .semeda_term import _checked_lambdas, _choice, check_edge_net, in_dtype, semeda, semeda_by_image
 
 # %% ../nbs/03_losses.ipynb #a14f4390
 _all_ = ["semeda", "semeda_by_image", "CHOICES", "REDUCTIONS"]
@@ -40,16 +40,36 @@ def ppce(
     logits, labels, void = checked(logits, labels, ignore_index)
     finite("label_smoothing", label_smoothing, 0, 1)
     logits, target = at_least_float32(logits), labels.long()
-    _check_length(weight, logits.shape[1])
-    weight = None if weight is None else torch.as_tensor(weight).to(logits)
+    weight = _weight_of(weight, logits)
     total = F.cross_entropy(logits, target, weight, ignore_index=void, reduction="sum", label_smoothing=label_smoothing)
     labelled = labels != void
     if weight is None:
         return total / labelled.sum().clamp(min=1)
     counted = (weight[target.clamp(0, len(weight) - 1)] * labelled).sum()
-    return torch.where(counted > 0, total / counted.clamp(min=torch.finfo(weight.dtype).tiny), 0.)
+    return torch.where(counted == 0, 0., total / counted.clamp(min=torch.finfo(weight.dtype).tiny))
+
+# %% ../nbs/03_losses.ipynb #e1e31e94
+def _class_weight(weight, num_classes=None):
+    "Class weights as a tensor, or None; raises `InputError`"
+    if weight is None:
+        return None
+    try:
+        values = torch.as_tensor(weight, dtype=torch.float32).clone()
+    except (TypeError, ValueError, RuntimeError): # text, or lists of several lengths
+        raise InputError(f"weight is {weight!r}; expected a number of at least 0 for each class") from None
+    if values.dim() != 1 or not values.isfinite().all() or (values < 0).any():
+        raise InputError(f"weight is {values.tolist()}; expected a number of at least 0 for each class")
+    _check_length(values, num_classes)
+    return values
 
 # %% ../nbs/03_losses.ipynb #6d1f0c27
+def _weight_of(weight, logits):
+    "Class weights beside logits, or None; raises `InputError`. On a GPU their values are not looked at"
+    if weight is None or not isinstance(weight, Tensor) or weight.dim() != 1 or weight.device.type == "cpu":
+        weight = weight if torch.compiler.is_compiling() else _class_weight(weight)
+    _check_length(weight, logits.shape[1])
+    return None if weight is None else weight.to(logits)
+
 def _check_length(weight, num_classes):
     "Raise `InputError` unless there is a weight for each class"
     if weight is not None and num_classes is not None and len(weight) != num_classes:
@@ -75,25 +95,12 @@ def ppce_on_edges(
 ) -> Tensor: # Scalar
     "Cross-entropy of the edges that the Edge net sees in the prediction, the second term of eq. 5"
     logits, labels, void = checked(logits, labels, ignore_index)
+    check_edge_net(weights, logits)
     logits = at_least_float32(logits)
     predicted = logits.softmax(dim=1) * (labels != void).unsqueeze(1)
     with without_autocast(logits):
         edge_logits = embeddings(predicted, in_dtype(weights, logits.dtype))[-1]
     return edge_ppce(edge_logits, labels, void)
-
-# %% ../nbs/03_losses.ipynb #e1e31e94
-def _class_weight(weight, num_classes=None):
-    "Class weights as a tensor, or None; raises `InputError`"
-    if weight is None:
-        return None
-    try:
-        values = torch.as_tensor(weight, dtype=torch.float32).clone()
-    except (TypeError, ValueError, RuntimeError): # text, or lists of several lengths
-        raise InputError(f"weight is {weight!r}; expected a number of at least 0 for each class") from None
-    if values.dim() != 1 or not values.isfinite().all() or (values < 0).any():
-        raise InputError(f"weight is {values.tolist()}; expected a number of at least 0 for each class")
-    _check_length(values, num_classes)
-    return values
 
 # %% ../nbs/03_losses.ipynb #764bd7b9
 class PPCELoss(CheckedLoss):
@@ -249,7 +256,10 @@ class SemedaLoss(_SemedaSettings):
         **about: Any, # Recorded in the file's metadata
     ):
         "Write Edge net and settings to a file that `SemedaLoss(path)` reads"
+        void = None if self.ignore_index is None else int(self.ignore_index)
         settings = dict(lambdas=list(self.lambdas), relu=self.relu, norm=self.norm, reduction=self.reduction,
                         weight=None if self.weight is None else self.weight.tolist(),
-                        label_smoothing=self.label_smoothing, ignore_index=self.ignore_index)
+                        label_smoothing=self.label_smoothing, ignore_index=void)
+        if "loss" in about:
+            raise InputError(f"loss is {about['loss']!r:.80}; expected another name, the settings are kept under it")
         super().save(path, loss=settings, **about)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RUN_COLOURS', 'WRONG_COLOUR', 'RIGHT_COLOURS', 'TRIMAP_COLOURS', 'SIGNED_SCALE', 'POSITIVE_SCALE', 'set_figure_style',
-           'colorize', 'overlay', 'errors', 'disagreement', 'signed_picture', 'positive_picture', 'picture_grid',
-           'class_legend', 'save_figure', 'cell_words', 'show']
+           'colorize', 'check_masks_of', 'overlay', 'errors', 'disagreement', 'signed_picture', 'positive_picture',
+           'picture_grid', 'class_legend', 'save_figure', 'cell_words', 'show']
 
 # %% ../nbs/60_pictures.ipynb #6ec8e408
 import re
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from .core import InputError, replacing, write_json
+from .core import InputError, finite, replacing, some, write_json
 
 # %% ../nbs/60_pictures.ipynb #196c194f
 def set_figure_style(
@@ -42,11 +42,24 @@ def colorize(
     palette: list[tuple[int, int, int]], # Colour of each class, 0-255
 ) -> np.ndarray: # uint8, shape (H, W, 3)
     "A label mask in the colours of its classes"
+    numbers = np.asarray(labels)
+    wrong = np.unique(numbers[((numbers < 0) | (numbers >= len(palette))) & (numbers != 255)]).tolist()
+    if wrong:
+        raise InputError(f"labels contain {some(wrong)}; expected 0..{len(palette) - 1}, or 255 (void)")
     table = np.full((256, 3), 255, np.uint8)
     table[:len(palette)] = palette
-    return table[np.asarray(labels, dtype=np.uint8)]
+    return table[numbers.astype(np.uint8)]
 
 # %% ../nbs/60_pictures.ipynb #d15bf7ff
+def check_masks_of(
+    predictions: dict[str, list[Tensor]], # Name of each model and its masks
+    count: int, # How many there must be
+):
+    "Raise `InputError` unless each model has a mask for each image: masks are matched by their place"
+    for name, masks in predictions.items():
+        if len(masks) != count:
+            raise InputError(f"predictions of {name!r} are {len(masks)} masks; expected {count}, one for each image")
+
 def overlay(
     image: Tensor, # uint8, shape (3, H, W)
     labels: Tensor, # Integer labels, shape (H, W)
@@ -54,7 +67,7 @@ def overlay(
     opacity: float = .7, # Of the mask, 0..1
 ) -> np.ndarray: # uint8, shape (H, W, 3)
     "A label mask laid over its image; void shows the image alone"
-    photo = np.asarray(image.permute(1, 2, 0))
+    photo, opacity = np.asarray(image.permute(1, 2, 0)), finite("opacity", opacity, 0, 1)
     colour = colorize(labels, palette)
     void = np.asarray(labels)[..., None] == 255
     alpha = np.where(void, 0, round(256 * opacity)).astype(np.uint16) # of 256
@@ -126,6 +139,8 @@ def picture_grid(
     width: float = 1.8, # Of a picture, in inches
 ) -> Figure: # With room for the legend below
     "A grid of pictures with a legend of classes and a key of other colours below"
+    if uneven := [len(row) for row in rows if len(row) != len(titles)]:
+        raise InputError(f"a row holds {uneven[0]} pictures; expected {len(titles)}, one for each title")
     aspect = max(row[0].shape[0] / row[0].shape[1] for row in rows)
     lines = _legend_lines(legend, key, width * len(titles))
     size = (width * len(titles), len(rows) * width * aspect + .35 + .25 * len(lines))

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 # %% ../nbs/62_plots.ipynb #87a1f14e
 from .core import InputError, progress_bar
+from .pictures import check_masks_of
 from semeda.curves import (  # noqa: F401 - importable from here as before
     LINE_STYLES,
     MARKERS,
@@ -96,6 +97,7 @@ def plot_predictions(
     indices: list[int], # Which images
 ) -> Figure: # A row for each image
     "Image, label, and each model's prediction and errors"
+    check_masks_of(predictions, len(indices))
     rows = [[photo_of(data.images[i]), overlay(data.images[i], data.labels[i], data.palette)] for i in indices]
     titles = ["image", "label"]
     for name, masks in predictions.items():
@@ -113,6 +115,7 @@ def plot_comparison(
     names: list[str] | tuple = (), # Written beside the rows; the images' own names if empty
 ) -> Figure: # A row for each image
     "Image, label, two predictions, and the pixels where they differ"
+    check_masks_of(predictions, len(indices))
     (a, first), (b, second) = predictions.items()
     rows = []
     for i, x, y in zip(indices, first, second):
@@ -206,6 +209,7 @@ def image_scores(
     void: str = "ignore", # How to read void, see `edge_map`
 ) -> Tensor: # float64, shape (N,), in 0..1; NaN where nothing is labelled
     "mIoU of each image alone"
+    check_masks_of(dict(predictions=predictions), len(labels))
     scores = []
     for mask, label in zip(predictions, labels):
         counts = trimap_counts(mask, label, num_classes, max(1, width), void=void)

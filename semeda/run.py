@@ -119,9 +119,9 @@ def check_run_folder(
         raise InputError(f"run folder {folder} is a file; expected a folder or nothing")
     if not (folder/"config.json").is_file():
         return _check_other_files(folder)
+    kept, resume = read_record(folder), record["config"].get("resume") # or it is no run, whose place none may take
     if record["config"].get("overwrite"):
         return
-    kept, resume = read_record(folder), record["config"].get("resume")
     if not differences(record, kept, (*MAY_DIFFER, "iterations") if resume else MAY_DIFFER):
         return
     differ = differences(record, kept)

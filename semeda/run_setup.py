@@ -9,6 +9,7 @@ __all__ = ['RunSetup']
 import re
 import shutil
 import sys
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -22,7 +23,8 @@ from tqdm import tqdm
 # %% ../nbs/47_run_setup.ipynb #18207304
 from .checkpoints import IMAGENET, imagenet_file, init_weights, weights_line
 from .config import image_size_of, resolve, unused_settings
-from .core import BAR, InputError, probe_folder, progress_bar, provenance, some, weights_hash, write_json
+from .core import BAR, InputError, one_line, probe_folder, progress_bar, provenance, some
+from .core import weights_hash, write_json
 from .data import TrainingCrops, load_data
 from .edge_net import SHIPPED, EdgeNet, cached_edge_net, edge_f1, load_edge_net, shipped_edge_net
 from .frozen_edge_net import FrozenEdgeNet
@@ -231,6 +233,33 @@ class _RunLoss(_RunMessages):
             raise InputError(f"edge_net {config.edge_net} has {self._get_edge_net().num_classes} classes; expected "
                              f"{classes}, those of {config.dataset}")
 
+# %% ../nbs/47_run_setup.ipynb #dd87afab
+def _value_on_noise(loss, name, classes, side):
+    "What a loss gives for random logits and labels; raises `InputError` for whatever it raises"
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, classes, side, side, generator=random, requires_grad=True)
+    labels = torch.randint(classes, (2, side, side), generator=random)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore") # of an Edge net that is not trained
+        try:
+            return loss(logits, labels)
+        except InputError:
+            raise
+        except Exception as e: # one's own may raise anything
+            raise InputError(f"loss {name} fails on logits of shape {tuple(logits.shape)} and labels 0..{classes - 1}: "
+                             f"{type(e).__name__}: {one_line(e)}") from None
+
+def _try_on_noise(loss, name, classes, side):
+    "Compute a loss once, so that one's own that cannot be trained with is told of before the first step"
+    value, terms, known = _value_on_noise(loss, name, classes, side), getattr(loss, "terms", None), loss_terms(name)
+    if not isinstance(value, torch.Tensor) or value.dim() or not value.requires_grad:
+        shape = f" of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else ""
+        raise InputError(f"loss {name} gives a {type(value).__name__}{shape}; expected one number with a gradient")
+    if not isinstance(terms, dict) or not set(terms) <= set(known):
+        kept = list(terms) if isinstance(terms, dict) else terms
+        raise InputError(f"loss {name} keeps the terms {kept!r:.80}; expected a dictionary with some of "
+                         f"{', '.join(known)}, to which TERMS of its class adds")
+
 # %% ../nbs/47_run_setup.ipynb #0ae4402a
 class _RunEdgeNet(_RunLoss):
     "How the loss and its Edge net are made"
@@ -251,6 +280,8 @@ class _RunEdgeNet(_RunLoss):
         if trained := [name for name, value in loss.named_parameters() if value.requires_grad]:
             raise InputError(f"loss {self.config.loss} has the parameter {trained[0]}, which would not be trained; "
                              "expected a loss without trainable parameters")
+        if not has_edge_head(self.config.loss):
+            _try_on_noise(loss, self.config.loss, self.train_data.num_classes, min(self.config.crop, 64))
 
     def _build_loss(self, edge_net):
         "The loss with its settings"

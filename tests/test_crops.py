@@ -123,8 +123,8 @@ def test_caffe_images_are_bgr_without_scale():
 
 
 @pytest.mark.parametrize("make, words", [
-    (lambda: training_transform(0), "crop is 0; expected at least 1"),
-    (lambda: training_transform(10**8), "crop is 100000000; expected at most 16384"),
+    (lambda: training_transform(0), "crop is 0; expected 1..16384"),
+    (lambda: training_transform(10**8), "crop is 100000000; expected 1..16384"),
     (lambda: training_transform(8, style="bgr"), "style is 'bgr'; choose from torchvision, caffe"),
     (lambda: RandomScale(.5, float("inf")), "scale_max is inf; expected a finite number"),
     (lambda: RandomScale(0, 1), "scale_min is 0; expected at least 0.01"),

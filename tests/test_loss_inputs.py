@@ -530,3 +530,66 @@ def test_void_numbers_of_numpy():
 def test_logits_that_are_missing():
     with pytest.raises(InputError, match="logits are a dict with out; expected a tensor"):
         ppce(dict(out=None), torch.zeros(1, 4, 4, dtype=torch.long))
+
+
+def test_a_base_of_torch_has_the_void_of_its_term():
+    "-100 is torch's for none, and class 0 would be a class to one and void to the other"
+    for loss in ("ppce(ignore_index=0)+torch.nn:CrossEntropyLoss(ignore_index=-100)",):
+        with pytest.raises(InputError, match="ignore_index is 0, but -100 of the CrossEntropyLoss beside it"):
+            build_loss(loss, ignore_index=0)
+    build_loss("ppce+torch.nn:CrossEntropyLoss(ignore_index=-100)")
+    build_loss("ppce+torch.nn:CrossEntropyLoss(ignore_index=-100)", ignore_index=None)
+
+
+@pytest.mark.parametrize("small, full, taken", [
+    ((10, 20), (80, 160), True), ((6, 8), (45, 60), True), ((5, 9), (33, 65), True), ((1, 1), (9, 5), True),
+    ((5, 8), (33, 64), True), ((10, 20), (80, 40), False), ((80, 80), (20, 20), False), ((10, 20), (80, 80), False),
+])
+def test_logits_are_enlarged_by_one_factor(small, full, taken):
+    logits, labels = torch.randn(1, 3, *small), torch.zeros(1, *full, dtype=torch.long)
+    if taken:
+        assert PPCELoss(upsample=True)(logits, labels).isfinite()
+        return
+    sizes = f"logits are {small[0]}x{small[1]}, labels {full[0]}x{full[1]}"
+    with pytest.raises(InputError, match=f"{sizes}; expected logits that are smaller by one factor"):
+        PPCELoss(upsample=True)(logits, labels)
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (8, 0)])
+def test_images_without_a_pixel_are_refused(shape):
+    for loss in (PPCELoss(), SemedaLoss(NET)):
+        classes = 4 if isinstance(loss, PPCELoss) else loss.num_classes
+        with pytest.raises(InputError, match="expected at least one pixel an image"):
+            loss(torch.randn(1, classes, *shape), torch.zeros(1, *shape, dtype=torch.long))
+
+
+@pytest.mark.parametrize("weight, words", [
+    (torch.tensor([torch.nan, 1, 1]), "weight is [nan, 1.0, 1.0]; expected a number of at least 0 for each class"),
+    ([-1., 1, 1], "weight is [-1.0, 1.0, 1.0]; expected a number"), (torch.ones(3, 3), "expected a number"),
+    (2., "weight is 2.0; expected a number"), ([1., 1], "weight has 2 numbers; expected 3, one for each class"),
+])
+def test_weights_of_the_function_are_checked(weight, words):
+    with pytest.raises(InputError) as e:
+        ppce(torch.randn(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long), weight=weight)
+    assert words in str(e.value)
+
+
+def test_an_edge_net_of_other_classes_is_told():
+    net, logits = EdgeNet(5).requires_grad_(False), torch.randn(1, 4, 8, 8)
+    labels = torch.zeros(1, 8, 8, dtype=torch.long)
+    for loss in (semeda, semeda_by_image, ppce_on_edges):
+        with pytest.raises(InputError, match="logits have 4 classes; expected 5, the edge net's"):
+            loss(logits, labels, net.weights)
+
+
+def test_what_is_kept_with_a_loss_has_other_names(tmp_path):
+    loss = SemedaLoss(NET, ignore_index=np.int64(255))
+    loss.save(tmp_path / "loss.safetensors", epoch=3)
+    assert SemedaLoss(tmp_path / "loss.safetensors").ignore_index == 255
+    for name, value, words in (("loss", 1, "loss is 1; expected another name"), ("epoch", np.int64(3), "as JSON"),
+                               ("num_classes", 4, "num_classes is 4; expected another name")):
+        with pytest.raises(InputError, match=words):
+            loss.save(tmp_path / "other.safetensors", **{name: value})
+    assert not (tmp_path / "other.safetensors").exists()
+    PPCEOnEdgesLoss(NET).save(tmp_path / "text.safetensors", loss="ppce_edges")
+    assert SemedaLoss(tmp_path / "text.safetensors").lambdas == SemedaLoss(NET).lambdas

@@ -282,3 +282,32 @@ def test_crops_are_drawn_in_the_colours_of_the_photograph(style):
     image = torch.tensor([200, 60, 30], dtype=torch.uint8).view(3, 1, 1).expand(3, 4, 4)
     drawn = _photo_of_crop(normalise(image, style=style), style)
     assert abs(np.asarray(drawn).astype(int)[0, 0] - [200, 60, 30]).max() <= 1
+
+
+def test_masks_are_matched_with_the_images_that_are_shown():
+    "Masks of all images beside two indices were drawn as those of the first two"
+    data = scenes("val", 4)
+    for call in (lambda masks: plots.plot_predictions(data, dict(a=masks), [1, 3]),
+                 lambda masks: plots.plot_comparison(data, dict(b=data.labels[:2], a=masks), [1, 3])):
+        with pytest.raises(InputError, match="predictions of 'a' are 4 masks; expected 2, one for each image"):
+            call(data.labels)
+    with pytest.raises(InputError, match="predictions of 'a' are 1 masks; expected 4"):
+        plots.trimap_scores(data, dict(a=data.labels[:1]), 3)
+    with pytest.raises(InputError, match="are 2 masks; expected 4"):
+        image_scores(data.labels, data.labels[:2], 7)
+
+
+def test_a_row_of_pictures_has_one_for_each_title():
+    picture = np.zeros((4, 4, 3), np.uint8)
+    with pytest.raises(InputError, match="a row holds 1 pictures; expected 2, one for each title"):
+        plots.picture_grid([[picture, picture], [picture]], ["a", "b"])
+
+
+@pytest.mark.parametrize("label, opacity, words", [
+    (7, .7, "labels contain 7; expected 0..6, or 255 (void)"), (300, .7, "labels contain 300"),
+    (-1, .7, "labels contain -1"), (0, 1.5, "opacity is 1.5; expected at most 1")])
+def test_overlays_of_what_has_no_colour_are_refused(label, opacity, words):
+    data = scenes("val", 1)
+    with pytest.raises(InputError) as e:
+        overlay(data.images[0], torch.full((96, 96), label), data.palette, opacity)
+    assert words in str(e.value)

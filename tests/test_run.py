@@ -747,3 +747,14 @@ def test_a_row_is_trained_with_its_own_loss(capsys):
         capsys, ["--row=table1_11", "--loss=lovasz"])
     assert "lambdas is [5.0, 0.0, 0.0], which lovasz does not take; expected its own arguments, as in lovasz(weig" in (
         refused(capsys, ["--loss=lovasz", "--lambdas=5,0,0"]))
+
+
+def test_overwrite_takes_the_place_of_runs_alone(tmp_path):
+    "Another program's folder with a config.json of its own was emptied"
+    folder = tmp_path / "model"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(dict(model_type="bert")))
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match="config.json has no config; expected that of a run"):
+        train_run(None, **SMALL, loss="ppce", runs=str(tmp_path), name="model", overwrite=True)
+    assert snapshot(tmp_path) == before

@@ -429,3 +429,46 @@ def test_own_folder_and_real_photos(tmp_path):
         runs=str(tmp_path),
     )
     assert run.init_report["missing"] == [] and len(run.metrics["iou"]) == 11
+
+
+OWN_LOSSES = """
+import torch
+from torch import nn
+class Base(nn.Module):
+    def __init__(self, base): super().__init__(); self.base = base
+    def forward(self, x, y): return 2 * self.base(x, y)
+class Extra(Base):
+    def forward(self, x, y):
+        value = self.base(x, y); self.terms = dict(extra=value.detach()); return value
+class Taken(nn.Module):
+    TERMS = ("step",)
+class Fails(nn.Module):
+    def forward(self, x, y): raise KeyError("mine")
+def loss(): return nn.CrossEntropyLoss(ignore_index=255)
+"""
+
+
+@pytest.mark.parametrize("loss, words", [
+    ("ppce+own_losses:Base", "loss ppce+own_losses:Base keeps the terms None; expected a dictionary with some of ppce"),
+    ("ppce+own_losses:Extra", "keeps the terms ['extra']; expected a dictionary with some of ppce"),
+    ("own_losses:Taken", "has 'step' in TERMS, a column of every history; expected another name"),
+    ("own_losses:Fails", "loss own_losses:Fails fails on logits of shape (2, 7, 48, 48) and labels 0..6: KeyError"),
+    ("torch.nn:CrossEntropyLoss(reduction='none')", "gives a Tensor of shape (2, 48, 48); expected one number with a"),
+])
+def test_own_losses_that_cannot_be_trained_with_are_told_before_anything_is_written(
+        tmp_path, few_scenes, monkeypatch, loss, words):
+    (tmp_path / "own_losses.py").write_text(OWN_LOSSES)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        with pytest.raises(InputError) as e:
+            train_run(None, **SMALL, loss=loss, runs=str(tmp_path / "runs"))
+        assert words in str(e.value) and not (tmp_path / "runs").exists()
+        run = train_run(None, **SMALL, loss="own_losses:loss", runs=str(tmp_path / "runs"))
+        assert set(run.history[-1]) >= {"loss", "own"}
+    finally:
+        sys.modules.pop("own_losses", None)
+
+
+def test_a_rate_of_0_is_told(tmp_path, few_scenes, capsys):
+    train_run(**SMALL | dict(iterations=1), loss="ppce", lr=0, runs=str(tmp_path))
+    assert "lr is 0, so nothing is trained" in capsys.readouterr().err
