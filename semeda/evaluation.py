@@ -146,9 +146,6 @@ def _check_out(out: Path, config: dict):
     "Raise `InputError` unless the folder can be written and holds nothing else"
     if out.exists() and not out.is_dir():
         raise InputError(f"out {out} is a file; expected a folder or nothing")
-    if os.path.ismount(out) or len(_beside(out, "part").name.encode()) > 255: # it is written beside, then renamed
-        raise InputError(f"out {out} {'is a mount point' if os.path.ismount(out) else 'has a name that is too long'}; "
-                         "expected a folder in another one, whose name can be changed")
     for masks in (config[name] for name in ("pred", "label") if name in config):
         if Path(masks).resolve() in out.parents: # its pictures would be masks to the next evaluation
             raise InputError(f"out {out} lies among the masks of {masks}; expected another folder")
@@ -162,6 +159,9 @@ def _check_out(out: Path, config: dict):
         raise InputError(f"out {out} holds other files: {some(other)}; expected an empty folder or nothing")
     if there and not _is_same(out, config):
         raise InputError(f"out {out} holds another evaluation; expected an empty folder or nothing")
+    if os.path.ismount(out) or len(_beside(out, "part").name.encode()) > 255: # it is written beside, then renamed
+        raise InputError(f"out {out} {'is a mount point' if os.path.ismount(out) else 'has a name that is too long'}; "
+                         "expected a folder in another one, whose name can be changed")
 
 # %% ../nbs/36_evaluation.ipynb #403ee643
 def _write_rows(rows: list[dict], path: Path):
