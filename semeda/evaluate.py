@@ -50,11 +50,11 @@ def _readings(num_classes: int, ignore_index: int, pred_map: str | Path, label_m
     return of_prediction, of_label
 
 def _matched(pred: Path, label: Path, pred_suffix: str, label_suffix: str, resize: bool,
-             by_colour: tuple[bool, bool]) -> dict[str, tuple[Path, Path]]:
+             readings: tuple[Reading, Reading]) -> dict[str, tuple[Path, Path]]:
     "Predictions and labels by name; each with one palette, where their numbers are what is read"
     pairs = match_masks(pred, label, pred_suffix, label_suffix, resize)
-    for what, files, colours in zip(("prediction", "label"), zip(*pairs.values()), by_colour):
-        if not colours:
+    for what, files, reading in zip(("prediction", "label"), zip(*pairs.values()), readings):
+        if reading.label_map or not reading.colours: # a map is of numbers
             check_palettes(files, what)
     return pairs
 
@@ -71,15 +71,24 @@ def _add_sieve(source: Source, min_area: Any) -> Source:
         return sieve(prediction, min_area), label
     return replace(source, read=sieved, config=source.config | dict(min_area=min_area))
 
-# %% ../nbs/38_scoring.ipynb #6c70d3f3
+# %% ../nbs/38_scoring.ipynb #1f88a27a
 ONE_CLASS = ("the labels hold no two classes, so the scores tell little; for masks of 0 and 255 give label_map and "
              "pred_map (--label-map, --pred-map) a file with the lines '0 0' and '255 1'")
+
+def _checked_numbers(num_classes: Any, ignore_index: Any, max_width: Any) -> tuple[int, int, int]:
+    "The numbers of an evaluation, or `InputError`"
+    num_classes = whole_number("num_classes", num_classes, 1, 255)
+    ignore_index = whole_number("ignore_index", ignore_index, -2**31, 2**31 - 1)
+    if 0 <= ignore_index < num_classes:
+        raise InputError(f"ignore_index is {ignore_index}; expected none of the classes 0..{num_classes - 1}")
+    return num_classes, ignore_index, whole_number("max_width", max_width, 1, 254)
 
 def _holds_classes(metrics: dict) -> bool:
     "Whether the labels hold two classes at least"
     labelled = torch.tensor(metrics["confusion"]).sum(dim=1) # pixels of each class
     return bool((labelled > 0).sum() > 1)
 
+# %% ../nbs/38_scoring.ipynb #6c70d3f3
 def evaluate_folders(
     pred: str | Path, # Folder of predicted masks
     label: str | Path, # Folder of true masks
@@ -100,18 +109,13 @@ def evaluate_folders(
     min_area: int = 0, # Pieces of the predictions of fewer pixels join their neighbours, see `sieve`
 ) -> dict: # What metrics.json holds
     "Evaluate a folder of predicted masks against a folder of labels"
-    num_classes = whole_number("num_classes", num_classes, 1, 255)
-    ignore_index = whole_number("ignore_index", ignore_index, -2**31, 2**31 - 1)
-    max_width = whole_number("max_width", max_width, 1, 254)
-    if 0 <= ignore_index < num_classes:
-        raise InputError(f"ignore_index is {ignore_index}; expected none of the classes 0..{num_classes - 1}")
+    num_classes, ignore_index, max_width = _checked_numbers(num_classes, ignore_index, max_width)
     if resize not in ("", "nearest"):
         raise InputError(f"resize is {resize!r}; expected 'nearest' or nothing")
     names, colours = read_class_names(class_names, num_classes), read_palette(palette, num_classes, with_void=True)
     of_pred, of_label = _readings(num_classes, ignore_index, pred_map, label_map, colours if palette else None)
     pred, label = Path(pred).expanduser(), Path(label).expanduser()
-    by_colour = bool(palette and not pred_map), bool(palette and not label_map) # a map is of numbers
-    pairs = _matched(pred, label, pred_suffix, label_suffix, bool(resize), by_colour)
+    pairs = _matched(pred, label, pred_suffix, label_suffix, bool(resize), (of_pred, of_label))
     config = dict(pred=str(pred), label=str(label), num_classes=num_classes, ignore_index=ignore_index,
                   max_width=max_width, void=void, class_names=names)
     further = dict(pred_suffix=pred_suffix, label_suffix=label_suffix, pred_map=str(pred_map),

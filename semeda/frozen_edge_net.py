@@ -130,6 +130,15 @@ class _EdgeNetBuffers(CheckedLoss):
                 own = weight.detach().clone() if self.ready else torch.full_like(weight, torch.nan)
                 self.register_buffer(name, own, persistent)
 
+# %% ../nbs/15_frozen_edge_net.ipynb #ac54e6f6
+def _check_fits(logits, num_classes, device):
+    "Raise `InputError` where logits are of other classes than the Edge net, or elsewhere"
+    if logits.shape[1] != num_classes:
+        raise InputError(f"logits have {logits.shape[1]} classes; expected {num_classes}, the edge net's")
+    if logits.device != device:
+        raise InputError(f"logits are on {logits.device}, the edge net on {device}; expected "
+                         f"loss.to({str(logits.device)!r})")
+
 # %% ../nbs/15_frozen_edge_net.ipynb #c014b9de
 class FrozenEdgeNet(_EdgeNetBuffers):
     "An Edge net's weights as buffers of a loss"
@@ -145,11 +154,7 @@ class FrozenEdgeNet(_EdgeNetBuffers):
     def checked(self, logits: Any, labels: Tensor) -> tuple[Tensor, Tensor, int]:
         "Checked logits and labels, and the label of void"
         logits, labels, void = super().checked(logits, labels)
-        if logits.shape[1] != self.num_classes:
-            raise InputError(f"logits have {logits.shape[1]} classes; expected {self.num_classes}, the edge net's")
-        if logits.device != self.kernel1.device:
-            raise InputError(f"logits are on {logits.device}, the edge net on {self.kernel1.device}; expected "
-                             f"loss.to({str(logits.device)!r})")
+        _check_fits(logits, self.num_classes, self.kernel1.device)
         return logits, labels, void
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *others: Any):

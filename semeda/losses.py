@@ -221,6 +221,14 @@ class _SemedaSettings(FrozenEdgeNet):
         of_batch = weight is not None or self.reduction in ("relative", "per_class")
         self.over, self._first = "batch" if of_batch else "pixels", True # a mean over pixels, or not
 
+# %% ../nbs/03_losses.ipynb #d88ef2ba
+def _settings_of(loss):
+    "The settings of a `SemedaLoss` as JSON holds them"
+    void = None if loss.ignore_index is None else int(loss.ignore_index)
+    weight = None if loss.weight is None else loss.weight.tolist()
+    return dict(lambdas=list(loss.lambdas), relu=loss.relu, norm=loss.norm, reduction=loss.reduction, weight=weight,
+                label_smoothing=loss.label_smoothing, ignore_index=void)
+
 # %% ../nbs/03_losses.ipynb #15a634e5
 class SemedaLoss(_SemedaSettings):
     "PPCE plus the semantic edge-aware loss, eq. 7"
@@ -256,10 +264,6 @@ class SemedaLoss(_SemedaSettings):
         **about: Any, # Recorded in the file's metadata
     ):
         "Write Edge net and settings to a file that `SemedaLoss(path)` reads"
-        void = None if self.ignore_index is None else int(self.ignore_index)
-        settings = dict(lambdas=list(self.lambdas), relu=self.relu, norm=self.norm, reduction=self.reduction,
-                        weight=None if self.weight is None else self.weight.tolist(),
-                        label_smoothing=self.label_smoothing, ignore_index=void)
         if "loss" in about:
             raise InputError(f"loss is {about['loss']!r:.80}; expected another name, the settings are kept under it")
-        super().save(path, loss=settings, **about)
+        super().save(path, loss=_settings_of(self), **about)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .core import InputError, whole_number
 from .crops import normalise
-from .networks import logits_of
+from .networks import network_logits
 from .reading import check_bits, read_image, upright
 from .sieve import sieve
 from .trained import TrainedNetwork
@@ -92,7 +92,7 @@ def classes_of(
     strips = [_enlarged_rows(logits, size, top, min(top + step, height)).argmax(dim=0) for top in tops]
     return torch.cat(strips).to(torch.uint8)
 
-# %% ../nbs/51_segment.ipynb #4e527f66
+# %% ../nbs/51_segment.ipynb #24a6ca04
 @contextmanager
 def _evaluating(net):
     "A network in evaluation mode; afterwards each of its modules is in its own again"
@@ -104,10 +104,11 @@ def _evaluating(net):
         for module, training in modes.items():
             module.training = training
 
+# %% ../nbs/51_segment.ipynb #820ca2e3
 def _checked_logits(output, net, count):
     "The logits in a network's output, or `InputError` where they make no masks of 8 bits"
     name = type(net).__name__
-    logits = logits_of(output, name)
+    logits = network_logits(output, name)
     if len(logits) != count:
         raise InputError(f"network {name} gave logits of {len(logits)} images for {count}; expected those of each")
     if not 2 <= logits.shape[1] <= 255:
@@ -125,6 +126,7 @@ def _checked_size(size):
         raise InputError(f"size is {size!r}; expected width and height, such as (240, 180)")
     return tuple(whole_number("size", side, 1, 2**20) for side in size)
 
+# %% ../nbs/51_segment.ipynb #4e527f66
 @torch.no_grad()
 def predict_images(
     net: nn.Module, # Normalised images (B, 3, H, W) to logits (B, C, h, w), or a dictionary with `out` or `logits`

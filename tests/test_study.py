@@ -732,3 +732,16 @@ def test_groups_are_read_by_a_studys_file(tmp_path):
 def test_weights_of_imagenet_are_no_path(given, expected):
     [study] = settings.studies(dict(study="mine", dataset="scenes", rows=["table1_01"], init_weights=given))
     assert settings.parameters(study, "table1_01", 0)["init_weights"] == expected
+
+
+def test_what_pages_say_of_the_drives_alone_is_so():
+    "Sentences that are written by hand, which a later run may make untrue"
+    groups, certain = read_groups("losses"), []
+    for row in groups.rows():
+        found = over_groups(differences(groups, "ppce", row, SCORES["boundary_2"]))
+        certain += [row] * bool(row != "ppce" and found.low is not None and found.low > 0)
+    assert certain == ["edge_iou"]
+    home, choose = ((ROOT / "nbs" / page).read_text(encoding="utf-8") for page in ("index.ipynb",
+                                                                                "howto/choose_a_loss.ipynb"))
+    assert "over the means of the three the gain at boundaries is certain for `edge_iou` alone" in home
+    assert "it is the only loss whose gain there is certain over the means of the drives alone" in choose

@@ -77,7 +77,7 @@ def _check_comparable(records):
         if row in TABLE1:
             check_alike(firsts.setdefault("table", other), other, settings_of(other, METHOD))
 
-# %% ../../nbs/73_study_results.ipynb #9734044f
+# %% ../../nbs/73_study_results.ipynb #664df6fd
 def _check_budget(records):
     "Raise InputError unless all runs of a study, diverged ones too, had the same budget, data and initial weights"
     firsts = {}
@@ -97,6 +97,7 @@ def _has_edge_head(loss):
     except InputError:
         return False
 
+# %% ../../nbs/73_study_results.ipynb #9734044f
 def settings_of(
     record: dict, # A result
     without: Iterable[str], # Names to leave out
