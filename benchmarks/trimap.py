@@ -3,7 +3,7 @@
     python -m benchmarks.trimap [--data-root CAMVID]
 
 Counts the pixels of each class (labelled, predicted, hit) in the band of every width 1..40, over the
-validation split of CamVid in DIR, or over scenes of the same size. The prediction is the label,
+validation split of CamVid in the folder CAMVID, or over scenes of the same size. The prediction is the label,
 shifted by three pixels. One thread, whose processor time is measured; the ways take turns image by
 image, and each time is the median over rounds of the mean over images. Where OpenCV is installed,
 also the loop of Boundary IoU's kind for all widths: for each of them an erosion of each class's

@@ -740,8 +740,8 @@ def test_what_pages_say_of_the_drives_alone_is_so():
     for row in groups.rows():
         found = over_groups(differences(groups, "ppce", row, SCORES["boundary_2"]))
         certain += [row] * bool(row != "ppce" and found.low is not None and found.low > 0)
-    assert certain == ["edge_iou"]
+    assert "edge_iou" in certain and not {"lovasz", "lovasz_trimap", "lovasz_edge_iou"} & set(certain)
     home, choose = ((ROOT / "nbs" / page).read_text(encoding="utf-8") for page in ("index.ipynb",
                                                                                 "howto/choose_a_loss.ipynb"))
-    assert "over the means of the three the gain at boundaries is certain for `edge_iou` alone" in home
-    assert "it is the only loss whose gain there is certain over the means of the drives alone" in choose
+    assert "its interval at boundaries includes 0, which that of `edge_iou`, this project's own loss, does not" in home
+    assert "over the means of the drives alone is above 0 there, which those with Lovász are not" in choose

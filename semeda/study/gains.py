@@ -357,19 +357,19 @@ def by_group(
 # %% ../../nbs/78_study_gains.ipynb #6d627950
 def training_curves(
     groups: Groups,
-    most: int = 5, # Rows to draw
+    most: int = 6, # Rows to draw, those with the most pairs
 ):
     "Validation mIoU against the training step, over the pairs that all drawn rows share"
     import matplotlib.pyplot as plt
     rows, pairs = [], set()
-    for row in groups.rows(): # one that shares no pair with those before it is left out
-        own = set(values_of(groups, row, SCORES["miou"]))
+    pairs_of = {row: set(values_of(groups, row, SCORES["miou"])) for row in groups.rows()}
+    for row, own in sorted(pairs_of.items(), key=lambda item: -len(item[1])): # one that shares no pair is left out
         if len(rows) < most and (both := own & pairs if rows else own):
             rows, pairs = [*rows, row], both
     if not rows:
         return None
     fig, ax = plt.subplots(figsize=(7, 3))
-    for row, style in zip(rows, ("o-", "s--", "^:", "v-.", "d-")):
+    for row, style in zip(rows, ("o-", "s--", "^:", "v-.", "d-", "x--")):
         runs = [groups.studies[group].runs[row][seed]["validated"] for group, seed in sorted(pairs)]
         scores = [100 * statistics.mean(point["val_miou"] for point in points) for points in zip(*runs)]
         steps = [point["step"] for point in runs[0]][:len(scores)] # with patience some runs end earlier
