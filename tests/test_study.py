@@ -745,3 +745,13 @@ def test_what_pages_say_of_the_drives_alone_is_so():
                                                                                 "howto/choose_a_loss.ipynb"))
     assert "its interval at boundaries includes 0, which that of `edge_iou`, this project's own loss, does not" in home
     assert "over the means of the drives alone is above 0 there, which those with Lovász are not" in choose
+
+
+def test_what_pages_say_of_boundary_f1_is_so():
+    "Sentences that are written by hand, which a later run may make untrue"
+    groups = read_groups("losses")
+    found = lambda row, score: over_pairs(differences(groups, "ppce", row, SCORES[score]))
+    gains = {row: found(row, "boundary_2").mean for row in groups.rows() if row != "ppce"}
+    assert max(gains, key=gains.get) == "boundary_f1" and .015 < gains["boundary_f1"] < .025
+    assert 18 < found("boundary_f1", "fragments").mean < 20 and found("boundary_f1", "miou").low < 0
+    assert found("boundary_dou", "fragments").mean < 3 and found("boundary_dou", "boundary_2").low < 0
