@@ -180,7 +180,7 @@ def euclidean_distance(
     if mask.device.type != "cpu" or torch.compiler.is_compiling() or not mask.numel():
         return _distance_by_rows(mask)
     from scipy.ndimage import distance_transform_edt
-    distance = torch.full(mask.shape, torch.inf)
+    distance = torch.full(mask.shape, torch.inf, dtype=torch.float32)
     for one, out in zip(mask.reshape(-1, *mask.shape[-2:]), distance.view(-1, *mask.shape[-2:])):
         if one.any():
             out.copy_(torch.from_numpy(distance_transform_edt(~one.numpy())))

@@ -161,6 +161,10 @@ class CountMetric(Metric):
 
     def _tell_apart(self, **settings: Any):
         "A state named after the settings: a MetricCollection takes metrics of the same states for one"
+        void, classes = settings.get("ignore_index"), settings.get("num_classes", 0)
+        if void is not None and 0 <= void < classes: # its IoU would be 0, and part of the mean
+            raise InputError(f"ignore_index is {void}, one of the {classes} classes; expected None, or a number above "
+                             "them that those pixels are given first")
         self._add_counts("_".join(["of", *map(str, settings.values())]))
 
     def add(self, other: "CountMetric"):

@@ -190,9 +190,9 @@ def random_edge_net(
     seed: int = 0, # Of the weights
 ) -> EdgeNet: # Not frozen
     "An Edge net that is not yet trained; torch's own generator is left as it was"
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"): # whatever the defaults around are
         torch.manual_seed(seed)
-        return EdgeNet(num_classes)
+        return EdgeNet(num_classes).float()
 
 # %% ../nbs/01_edge_net.ipynb #c2723302
 def train_edge_net(

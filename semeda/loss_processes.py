@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from .core import InputError
 from .edges import void_pixels
 from .loss_inputs import logits_of
 
@@ -33,12 +34,26 @@ def _share(mine):
     return (mine * distributed.get_world_size() / total.clamp(min=1)).float()
 
 # %% ../nbs/16_loss_processes.ipynb #3e565ab1
+def _check_alike(mine):
+    "Raise `InputError`, on every process, unless a tensor has the same shape and dtype everywhere"
+    kinds = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.bool, torch.uint8, torch.int8,
+             torch.int32, torch.int64]
+    about = torch.zeros(8, dtype=torch.long, device=mine.device)
+    about[:mine.dim() + 2] = torch.tensor([kinds.index(mine.dtype) + 1, mine.dim(), *mine.shape])
+    parts = [torch.empty_like(about) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, about)
+    found = [part.tolist() for part in parts]
+    if any(one != found[0] for one in found):
+        told = [f"{tuple(one[2:2 + one[1]])} {str(kinds[one[0] - 1]).removeprefix('torch.')}" for one in found]
+        raise InputError(f"processes have batches of {', '.join(told)}; expected the same shape and dtype on each")
+
 def _gathered(mine):
     "The tensors of all processes, one behind the other; a gradient reaches this process' own"
     if isinstance(mine, (tuple, list)):
         return type(mine)(_gathered(part) for part in mine)
-    if mine.dtype in (torch.uint16, torch.uint32, torch.uint64): # which no backend takes
+    if mine.dtype in (torch.int16, torch.uint16, torch.uint32, torch.uint64): # which no backend takes
         mine = mine.long()
+    _check_alike(mine)
     rank, world = distributed.get_rank(), distributed.get_world_size()
     parts = [torch.empty_like(mine, memory_format=torch.contiguous_format) for _ in range(world)]
     distributed.all_gather(parts, mine.detach().contiguous())

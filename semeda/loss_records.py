@@ -29,7 +29,7 @@ class LossRecord:
     needs_edge_net: bool = False # Whether `build` takes an Edge net
     edge_head: bool = False # Whether the network needs a second head for edges
     terms: tuple[str, ...] = () # Names of what it logs, columns of history.csv
-    over: str = "pixels" # "pixels": a mean over pixels; "batch": of the batch as a whole
+    over: str = "batch" # "batch": of the batch as a whole; "pixels": a mean over pixels
     lambdas: tuple[float, float, float] = (1., 0., 0.) # Default of the parameter `lambdas`
     paper_lambdas: tuple[float, float, float] | None = None # Default in the paper's presets, if another
     layers: int = 1 # How many of the lambdas it takes; 3 where it does not matter
@@ -54,9 +54,8 @@ def _build_ppce_edges(edge_net=None, lambdas=(1., 0., 0.), ignore_index=255):
     return PPCEOnEdgesLoss(edge_net, lambda1=lambdas[0], ignore_index=ignore_index)
 
 # %% ../nbs/17_loss_records.ipynb #58f72914
-def _build_semeda(edge_net=None, lambdas=LAMBDAS, relu="before", norm="l1", reduction="channel_mean",
-                  ignore_index=255):
-    "SEMEDA, with a given Edge net"
+def _build_semeda(edge_net=None, lambdas=None, relu=None, norm=None, reduction=None, ignore_index=255):
+    "SEMEDA, with a given Edge net; what is not given is that of its file, or the default"
     return SemedaLoss(edge_net, lambdas=lambdas, relu=relu, norm=norm, reduction=reduction, ignore_index=ignore_index)
 
 # %% ../nbs/17_loss_records.ipynb #1a22e5bf
@@ -72,14 +71,15 @@ def _semeda_label(lambdas=None, relu=None, norm="l1", reduction="channel_mean"):
 
 # %% ../nbs/17_loss_records.ipynb #47be901a
 for _record in (
-    LossRecord("ppce", PPCELoss, "PPCE", terms=("ppce",), layers=3, note="the paper, eq. 3"),
+    LossRecord("ppce", PPCELoss, "PPCE", terms=("ppce",), layers=3, over="pixels", note="the paper, eq. 3"),
     LossRecord("ubernet", _build_ubernet, _with_lambda1("Ubernet"), edge_head=True, terms=("ppce", "edges"),
-               note="the paper, eq. 5, figure 2b"),
+               over="pixels",                note="the paper, eq. 5, figure 2b"),
     LossRecord("ppce_edges", _build_ppce_edges, _with_lambda1("PPCE on edges"), needs_edge_net=True,
-               terms=("ppce", "edges"), note="the paper, eq. 5, figure 2c"),
+               over="pixels", terms=("ppce", "edges"), note="the paper, eq. 5, figure 2c"),
     LossRecord("semeda", _build_semeda, _semeda_label, needs_edge_net=True, terms=("ppce", "semeda"),
-               lambdas=LAMBDAS, paper_lambdas=(0., 1., 0.), layers=3, note="the paper, eq. 7"),
-    LossRecord("edge_weighted", _build_edge_weighted, _with_lambda1("edge-weighted PPCE"), terms=("ppce",)),
+               over="pixels", lambdas=LAMBDAS, paper_lambdas=(0., 1., 0.), layers=3, note="the paper, eq. 7"),
+    LossRecord("edge_weighted", _build_edge_weighted, _with_lambda1("edge-weighted PPCE"), terms=("ppce",),
+               over="pixels"),
 ):
     LOSSES.register(_record.name, _record)
 

@@ -178,7 +178,8 @@ def _build_part(part, base, settings):
     names, chosen = record.terms or (record.name,), {name: value for name, value in settings.items() if name in takes}
     if not record.added:
         loss = _call(record, chosen | given)
-        return loss if hasattr(loss, "terms") and ":" not in record.name else WholeModule(loss, names)
+        own = hasattr(loss, "terms") and ":" not in record.name
+        return loss if own else WholeModule(loss, names, settings.get("ignore_index", 255))
     if "base" in takes:
         return _call(record, chosen | given | dict(base=base))
     of_torch = str(getattr(record.build, "__module__", "")).startswith("torch.") # whose weight is of classes

@@ -93,7 +93,7 @@ class WholeModule(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         "The loss of one batch"
-        total = self.loss(logits, labels)
+        total = self.loss(logits, labels if labels.is_floating_point() else labels.long()) # torch's takes no uint8
         terms = getattr(self.loss, "terms", {})
         kept = {name: terms[name] for name in self.names if name in terms}
         self.terms = kept or {self.names[0]: total.detach()}

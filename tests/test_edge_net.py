@@ -445,3 +445,16 @@ def test_soften_averages_over_whole_blocks_and_what_is_left_at_the_border(size):
     logits = torch.nn.functional.interpolate((coarse + .2 * noise) * 8, size=size, mode="bilinear")
     soft = soften(masks, generator=torch.Generator().manual_seed(1), upsample=4)
     assert torch.allclose(soft, logits.softmax(dim=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_shipped_net_is_the_same_whatever_torchs_defaults_are(dtype):
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            net = shipped_edge_net("camvid")
+    finally:
+        torch.set_default_dtype(usual)
+    for (name, value), other in zip(shipped_edge_net("camvid").state_dict().items(), net.state_dict().values()):
+        assert torch.equal(value, other) and other.dtype == torch.float32, name

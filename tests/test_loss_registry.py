@@ -26,7 +26,7 @@ from semeda.loss_registry import (
     parse_loss,
     split_loss,
 )
-from semeda.losses import PPCELoss
+from semeda.losses import PPCELoss, SemedaLoss
 from semeda.rivals import AddedModule, LovaszLoss
 
 OWN = """
@@ -280,6 +280,59 @@ def test_two_processes_equal_one(batch, tmp_path):
         assert torch.allclose(sum(values) / 2, value, rtol=1e-5), expression
         for name, term in loss.terms.items() if expression != "edge_weighted" else (): # whose ppce has other weights
             assert torch.allclose((terms[0][name] + terms[1][name]) / 2, term, rtol=1e-5), (expression, name)
+
+
+def unlike_batches(rank, folder, shapes, dtypes):
+    "One process of two, whose batches have another shape or dtype: what each of them is told"
+    import torch.distributed as dist
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    loss, (height, width) = build_loss("lovasz"), shapes[rank]
+    labels = torch.zeros(1, height, width, dtype=dtypes[rank])
+    try:
+        told = float(loss_across_processes(loss, torch.zeros(1, 3, height, width), labels))
+    except InputError as e:
+        told = str(e)
+    torch.save(told, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("shapes, dtypes, told", [
+    (((6, 8), (8, 6)), (torch.long, torch.long), "(1, 3, 6, 8) float32, (1, 3, 8, 6) float32"),
+    (((6, 8), (6, 8)), (torch.uint8, torch.long), "(1, 6, 8) uint8, (1, 6, 8) int64"),
+    (((6, 8), (6, 8)), (torch.int16, torch.int16), ""),
+])
+def test_processes_with_unlike_batches_are_told(tmp_path, shapes, dtypes, told):
+    torch.multiprocessing.spawn(unlike_batches, (str(tmp_path), shapes, dtypes), nprocs=2)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    assert found[0] == found[1] and (told in str(found[0]) if told else isinstance(found[0], float))
+
+
+def test_a_registered_loss_is_of_the_batch_unless_it_says_that_it_is_a_mean_over_pixels():
+    assert LossRecord("mine", nn.CrossEntropyLoss, "mine").over == "batch"
+    of_pixels = {name for name, record in LOSSES.items() if record.over == "pixels"}
+    assert of_pixels >= {"ppce", "ubernet", "ppce_edges", "semeda", "edge_weighted"}
+    assert not of_pixels & {"lovasz", "edge_iou", "smp.DiceLoss"}
+
+
+def test_semeda_from_a_file_has_the_settings_of_the_file(tmp_path):
+    torch.manual_seed(0)
+    settings = dict(lambdas=(0, 1, 0), relu="after", norm="l2", reduction="per_class", label_smoothing=.1)
+    saved = SemedaLoss("camvid", **settings)
+    saved.save(tmp_path / "loss.safetensors")
+    logits, labels = torch.randn(1, 11, 12, 12), torch.randint(11, (1, 12, 12))
+    assert build_loss("semeda", edge_net=tmp_path / "loss.safetensors")(logits, labels) == saved(logits, labels)
+    plain = build_loss("semeda", edge_net="camvid")
+    assert (plain.lambdas, plain.relu, plain.norm) == (SemedaLoss("camvid").lambdas, "before", "l1")
+
+
+def test_torchs_own_loss_takes_labels_of_uint8():
+    logits, labels = torch.randn(1, 3, 4, 4), torch.randint(3, (1, 4, 4))
+    loss = build_loss("torch.nn:CrossEntropyLoss(ignore_index=255)+lovasz")
+    assert loss(logits, labels.to(torch.uint8)) == loss(logits, labels)
+
+
+def test_an_own_class_that_forgets_its_void_has_that_of_the_settings():
+    assert build_loss("torch.nn:Softmax", ignore_index=7).ignore_index == 7
 
 
 def test_torchs_own_loss_is_not_given_the_reduction_of_a_run():

@@ -676,3 +676,11 @@ def test_unsigned_masks_are_counted(dtype):
     label[0, 0] = 255
     expected = trimap_counts(prediction, label, 3, 5)
     assert torch.equal(trimap_counts(prediction.to(dtype), label.to(dtype), 3, 5), expected)
+
+
+@pytest.mark.parametrize("build", [MeanIoU, TrimapIoU, BoundaryIoU, Structure])
+def test_metrics_refuse_a_void_among_the_classes(build):
+    with pytest.raises(InputError, match="ignore_index is 2, one of the 3 classes; expected None, or a number above"):
+        build(3, ignore_index=2)
+    for void in (3, 255, None, -100):
+        build(3, ignore_index=void)
