@@ -635,7 +635,7 @@ def test_pages_without_results(tmp_path, capsys):
 
 def test_page_of_losses_without_results(tmp_path, capsys):
     text = run_page("paper/table_losses", capsys, results=str(tmp_path))
-    assert "losses: 0 runs of 0 losses on 0 of 3 drives" in text
+    assert "losses: 0 runs of 0 rows on 0 of 3 drives" in text
     assert "no results yet" in text and "No results yet." in text
 
 
@@ -649,7 +649,7 @@ def test_page_of_losses_with_two_runs_of_one_drive(tmp_path, capsys):
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(record))
     text = run_page("paper/table_losses", capsys, results=str(tmp_path))
-    assert "losses: 2 runs of 2 losses on 1 of 3 drives" in text and "(one group alone)" in text
+    assert "losses: 2 runs of 2 rows on 1 of 3 drives" in text and "(one group alone)" in text
     assert "not tested: 1 of 6 pairs of runs" in text and "| met" not in text
     assert read_groups("losses", tmp_path).baseline() == "ppce"
 
