@@ -128,6 +128,8 @@ class _RunPasses(_RunSteps):
 # %% ../nbs/48_trainer.ipynb #cd640479
 class _RunLoop(_RunPasses):
     "The loop"
+    _begun = False
+
     def fit(self):
         "Train from the start, or from the checkpoint if `resume` is set"
         if self.finished:
@@ -138,6 +140,9 @@ class _RunLoop(_RunPasses):
             if self.fabric.is_global_zero:
                 self.loggers = Loggers(logger_names(self.config.logger), self.folder, self.record["config"])
             start = self.load() if self.config.resume and not self.config.overwrite else 0
+            if self._begun and not start: # its network is no longer the one that a run begins with
+                raise InputError("fit was called before, and there is no checkpoint to go on from; expected a new Run")
+            self._begun = True
             if start and self._to_validate: # where an earlier start ended in an error
                 self._validate(start)
                 self._to_validate = False

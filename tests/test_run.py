@@ -622,6 +622,17 @@ def test_random_states_are_restored(copied, monkeypatch):
     assert drawn == whole[2:] and len(drawn) == 2
 
 
+def test_a_run_is_not_trained_twice(tmp_path, few_scenes):
+    "A notebook's cell that is run again"
+    run = Run(None, **SMALL, loss="ppce", runs=str(tmp_path), name="twice")
+    run.prepare()
+    run.fit()
+    steps = [point["step"] for point in run.history]
+    with pytest.raises(InputError, match="fit was called before, and there is no checkpoint to go on from"):
+        run.fit()
+    assert [point["step"] for point in run.history] == steps
+
+
 def test_other_initial_weights_are_refused(copied, monkeypatch):
     settings = SMALL | dict(loss="semeda", runs=str(copied.parent))
     monkeypatch.setattr("semeda.run_setup.weights_hash", lambda net: "0" * 16)
