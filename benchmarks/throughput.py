@@ -71,7 +71,7 @@ class Contest:
 
     def ours(self):
         self.begin()
-        self.run.history = []
+        self.run.history, self.run._begun = [], False # from the start again, with its weights
         self.run.fit()
 
     def plain(self, batches=None):
