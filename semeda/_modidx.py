@@ -810,6 +810,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'semeda.rivals.WholeModule': ('rivals.html#wholemodule', 'semeda/rivals.py'),
                                'semeda.rivals.WholeModule.__init__': ('rivals.html#wholemodule.__init__', 'semeda/rivals.py'),
                                'semeda.rivals.WholeModule.forward': ('rivals.html#wholemodule.forward', 'semeda/rivals.py'),
+                               'semeda.rivals._as_torch_takes': ('rivals.html#_as_torch_takes', 'semeda/rivals.py'),
                                'semeda.rivals._descending': ('rivals.html#_descending', 'semeda/rivals.py'),
                                'semeda.rivals._jaccard_steps': ('rivals.html#_jaccard_steps', 'semeda/rivals.py'),
                                'semeda.rivals._lovasz': ('rivals.html#_lovasz', 'semeda/rivals.py'),

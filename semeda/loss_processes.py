@@ -36,16 +36,10 @@ def _share(mine):
 # %% ../nbs/16_loss_processes.ipynb #3e565ab1
 def _check_alike(mine):
     "Raise `InputError`, on every process, unless a tensor has the same shape and dtype everywhere"
-    kinds = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.bool, torch.uint8, torch.int8,
-             torch.int32, torch.int64]
-    about = torch.zeros(8, dtype=torch.long, device=mine.device)
-    about[:mine.dim() + 2] = torch.tensor([kinds.index(mine.dtype) + 1, mine.dim(), *mine.shape])
-    parts = [torch.empty_like(about) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(parts, about)
-    found = [part.tolist() for part in parts]
-    if any(one != found[0] for one in found):
-        told = [f"{tuple(one[2:2 + one[1]])} {str(kinds[one[0] - 1]).removeprefix('torch.')}" for one in found]
-        raise InputError(f"processes have batches of {', '.join(told)}; expected the same shape and dtype on each")
+    found: list = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, f"{tuple(mine.shape)} {str(mine.dtype).removeprefix('torch.')}")
+    if len(set(found)) > 1:
+        raise InputError(f"processes have batches of {', '.join(found)}; expected the same shape and dtype on each")
 
 def _gathered(mine):
     "The tensors of all processes, one behind the other; a gradient reaches this process' own"

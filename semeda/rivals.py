@@ -84,6 +84,10 @@ class AddedLoss(CheckedLoss):
         return {**terms, free_name(self.term, terms): added.detach()}
 
 # %% ../nbs/10_rivals.ipynb #61dbd737
+def _as_torch_takes(labels):
+    "Integer labels as int64: torch's own losses take no uint8"
+    return labels if labels.is_floating_point() else labels.long()
+
 class WholeModule(nn.Module):
     "Any module of logits and labels as a loss with `terms`"
     def __init__(self, loss: nn.Module, names: tuple[str, ...], ignore_index: int = 255):
@@ -93,7 +97,7 @@ class WholeModule(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         "The loss of one batch"
-        total = self.loss(logits, labels if labels.is_floating_point() else labels.long()) # torch's takes no uint8
+        total = self.loss(logits, _as_torch_takes(labels))
         terms = getattr(self.loss, "terms", {})
         kept = {name: terms[name] for name in self.names if name in terms}
         self.terms = kept or {self.names[0]: total.detach()}
@@ -109,7 +113,7 @@ class AddedModule(AddedLoss):
 
     def compute(self, logits: Tensor, labels: Tensor) -> Tensor:
         "The module's value"
-        return self.loss(logits, labels)
+        return self.loss(logits, _as_torch_takes(labels))
 
 # %% ../nbs/10_rivals.ipynb #df8cf723
 PEERS = ("DiceLoss", "JaccardLoss", "LovaszLoss", "FocalLoss")

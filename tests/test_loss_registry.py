@@ -327,8 +327,10 @@ def test_semeda_from_a_file_has_the_settings_of_the_file(tmp_path):
 
 def test_torchs_own_loss_takes_labels_of_uint8():
     logits, labels = torch.randn(1, 3, 4, 4), torch.randint(3, (1, 4, 4))
-    loss = build_loss("torch.nn:CrossEntropyLoss(ignore_index=255)+lovasz")
-    assert loss(logits, labels.to(torch.uint8)) == loss(logits, labels)
+    for expression in ("torch.nn:CrossEntropyLoss(ignore_index=255)+lovasz",
+                       "ppce+torch.nn:CrossEntropyLoss(ignore_index=255)"):
+        loss = build_loss(expression)
+        assert loss(logits, labels.to(torch.uint8)) == loss(logits, labels)
 
 
 def test_an_own_class_that_forgets_its_void_has_that_of_the_settings():

@@ -545,3 +545,9 @@ def test_distance_of_a_single_map():
     expected = torch.from_numpy(distance_transform_edt(~mask.numpy())).float()
     assert torch.equal(euclidean_distance(mask), expected)
     assert torch.equal(euclidean_distance(mask.expand(2, 1, 9, 7)), expected.expand(2, 1, 9, 7))
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16) # in which 399.5 would be 400
+    try:
+        assert torch.equal(euclidean_distance(mask), expected)
+    finally:
+        torch.set_default_dtype(usual)
