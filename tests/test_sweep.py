@@ -1,5 +1,6 @@
 """Sweeps with Snakemake, with a run that fails; results, their intervals, claims on them."""
 import json
+import os
 import re
 import sys
 import time
@@ -125,6 +126,24 @@ def test_dry_run_prints_the_plan_and_writes_nothing(finished):
     assert done.returncode == 0 and snapshot(folder / "runs") == before, done.stderr
     assert "4 runs, 2 finished, 2 to go: about" in done.stderr
     assert f"runs/tiny/table1_11-s1  {BUDGET['iterations']} steps" in done.stderr
+
+
+def test_a_page_is_made_anew_whatever_lies_there(finished):
+    folder = finished[0]
+    page = folder / "runs" / "table1-tiny.html"
+    try:
+        page.write_text("of another day")
+        os.utime(page, (time.time() + 3600,) * 2)
+        command = [part for part in snakemake(folder, "--dry-run", seeds=[0, 1]) if part not in ("--quiet", "rules")]
+        done = run(*command)
+        assert done.returncode == 0 and page.is_file(), done.stderr
+        for part in ("job", "collect"): # of runs that were added to the study
+            assert re.search(rf"-m semeda.study {part} runs/tiny/table1_11-s1 ", done.stdout + done.stderr), part
+        assert f"semeda.study table table1 --studies tiny --results {folder}/results --out" in done.stdout + done.stderr
+        done = run(*command, "--config", "results=elsewhere")
+        assert f"--results {folder}/elsewhere --out runs/table1-tiny.html" in done.stdout + done.stderr
+    finally:
+        page.unlink(missing_ok=True)
 
 
 def test_plan_leaves_out_runs_whose_result_is_there(finished, result):
