@@ -36,6 +36,7 @@ from semeda.study.gains import (
 )
 from semeda.study.groups import SCORES, Groups, differences, over_groups, over_pairs, read_groups
 from semeda.study.results import Results, Study, label_of
+from semeda.study.tables import recipe, row_line
 
 from .conftest import ROOT, run, snapshot, write_camvid
 from .test_sweep import BUDGET, kill_tree, stamps, wait_for
@@ -509,6 +510,45 @@ def test_advice_follows_from_the_figures():
     assert best(larger, "miou")[0] == "also" # the other's interval includes 0
     assert needs("smp.LovaszLoss+edge_iou") == "nothing" # ours are the same
     assert needs("semeda+smp.DiceLoss") == "an Edge net, segmentation-models-pytorch" and needs("edge_iou") == "nothing"
+
+
+def test_rows_of_which_runs_diverged_are_told_and_not_chosen():
+    values = dict(a={0: 3, 1: 3.1}, b={0: 3, 1: 3.2}, c={0: 2.9, 1: 3})
+    target, groups = Target("ppce", "ours", "miou", 1), fake_groups(values, other=dict.fromkeys("abc", {0: 1, 1: 1.1}))
+    assert judge(groups, target)[3] == "met" and best(groups, "miou")[0] == "ours"
+    groups.studies["a"].diverged["ours"] = {9: {}}
+    assert judge(groups, target)[3] == "not met: 1 run of PPCE + edge IoU diverged"
+    assert best(groups, "miou")[0] == "other" and not_told_apart(groups, "other", SCORES["miou"]) == []
+    assert "Runs diverged of PPCE + edge IoU (1)" in advice(groups) and "diverged" not in advice(fake_groups(values))
+    groups.studies["b"].diverged["ppce"] = {9: {}, 8: {}}
+    assert judge(groups, Target("ppce", "other", "miou", 1))[3] == "not tested: 2 runs of PPCE diverged"
+
+
+def test_the_baseline_is_not_the_row_with_stretched_logits():
+    groups = fake_groups(dict(a={0: 3}, b={0: 3}))
+    for study in groups.studies.values():
+        study.runs = dict(ppce_stretched={0: dict(config=dict(loss="ppce", upsampling="stretched"))}, **study.runs)
+    groups.order = ["ppce_stretched", *groups.order]
+    assert groups.baseline() == "ppce"
+    for study in groups.studies.values():
+        del study.runs["ppce"]
+    assert groups.baseline() == ""
+
+
+def test_rows_of_one_loss_are_told_apart(tmp_path):
+    folder = with_results(tmp_path / "mine", {})
+    record = json.loads((folder / "lovasz-s0.json").read_text())
+    record["metrics"]["stopped_at"] = 1200
+    record["config"] |= dict(lr=.5)
+    (folder / "faster-s0.json").write_text(json.dumps(record | dict(name="faster-s0")))
+    names = [Study(folder).name(row) for row in ("lovasz", "faster")]
+    assert names == ["PPCE + Lovasz, lr 0.001", "PPCE + Lovasz, lr 0.5"]
+    assert ", lr 0.5, 0.001, " in recipe(Study(folder), {})
+    assert [row_line(Study(folder), row)[7] for row in ("lovasz", "faster")] == ["6000", "1200"]
+    record["config"] |= dict(void="label")
+    (folder / "faster-s0.json").write_text(json.dumps(record | dict(name="faster-s0")))
+    with pytest.raises(InputError, match="differ in void; expected runs on the same data"):
+        Study(folder)
 
 
 def test_advice_names_those_that_are_not_told_apart():

@@ -51,9 +51,8 @@ def step_costs(
 def _pairs_text(groups, row):
     "How many runs a row has, over how many groups, and how many diverged"
     runs = list(values_of(groups, row, SCORES["miou"]))
-    lost = sum(len(study.diverged.get(row, ())) for study in groups.studies.values())
     text = f"{len(runs)} in {len({group for group, _ in runs})}"
-    return text + (f", {lost} diverged" if lost else "")
+    return text + (f", {groups.lost(row)} diverged" if groups.lost(row) else "")
 
 def _score_text(groups, row, score):
     "A row's score on average, or its difference to the baseline"
@@ -153,7 +152,15 @@ def judge(
     rows = {row: groups.label(row) if row in groups.rows() else row for row in (target.a, target.b)}
     limit = f"at least {target.ahead:g} ahead" if target.ahead else "not worse"
     what = f"{rows[target.b]} against {rows[target.a]}, {score.label}: {limit}"
-    return [what, difference_text(found, score), difference_text(strict, score), _verdict(found, target, score)]
+    result = _lost_text(groups, target) or _verdict(found, target, score)
+    return [what, difference_text(found, score), difference_text(strict, score), result]
+
+def _lost_text(groups, target):
+    "That runs diverged: those that did not may be the easier ones, and are not judged by themselves"
+    for row, text in ((target.b, "not met"), (target.a, "not tested")):
+        if groups.lost(row):
+            return f"{text}: {_number(groups.lost(row), 'run')} of {groups.label(row)} diverged"
+    return ""
 
 # %% ../../nbs/78_study_gains.ipynb #d882124b
 def _verdict(found, target, score):
@@ -228,7 +235,7 @@ def best_weight(
 
 def _both(groups, row):
     "Mean mIoU and boundary mIoU of a row, in points; empty where a run diverged, since the others may be easier"
-    if any(row in study.diverged for study in groups.studies.values()):
+    if groups.lost(row):
         return []
     values = [values_of(groups, row, SCORES[score]).values() for score in ("miou", "boundary_2")]
     return [100 * statistics.mean(of_runs) for of_runs in values if of_runs]
@@ -261,11 +268,13 @@ def best(
     score: str, # Of `SCORES`
     allowed: Callable[[str], bool] = lambda loss: True, # Loss expression -> whether it may be chosen
 ) -> tuple[str, Difference] | None: # Row and its difference to the baseline
-    "The row that is furthest ahead of the baseline, of those in most groups; with the interval above 0, where any has"
+    """The row that is furthest ahead of the baseline, of those in most groups; with the interval above 0, where any has
+
+    A row of which runs diverged is not chosen: the others may be the easier ones."""
     baseline, found = groups.baseline(), []
     for row in groups.rows() if baseline else ():
         difference = over_pairs(differences(groups, baseline, row, SCORES[score]))
-        if row != baseline and difference and allowed(groups.config(row)["loss"]):
+        if row != baseline and difference and allowed(groups.config(row)["loss"]) and not groups.lost(row):
             found.append((row, difference))
     most = max((difference.groups for _, difference in found), default=0) # one street says little
     found = [(row, difference) for row, difference in found if difference.groups == most]
@@ -307,6 +316,9 @@ def advice(
     if nothing:
         names = ", ".join(groups.label(row) for row in nothing)
         lines.append(f"No gain in mIoU is shown for {names}: the interval includes 0 or lies below it.")
+    lost = [f"{groups.label(row)} ({groups.lost(row)})" for row in groups.rows() if groups.lost(row)]
+    if lost:
+        lines.append(f"Runs diverged of {', '.join(lost)}; figures are of the others, which may be the easier ones.")
     return "\n".join(f"- {line}" for line in lines if line) or "No results yet."
 
 # %% ../../nbs/78_study_gains.ipynb #e958524f
@@ -331,7 +343,8 @@ def not_told_apart(
     score: Score,
 ) -> list[str]: # Rows, without the baseline
     "Rows from which this one is not told apart, over the pairs that both have, of two groups at least"
-    found = {other: over_pairs(differences(groups, other, row, score)) for other in groups.rows()}
+    others = [other for other in groups.rows() if not groups.lost(other)]
+    found = {other: over_pairs(differences(groups, other, row, score)) for other in others}
     return [other for other, difference in found.items() if other not in (row, groups.baseline())
             and difference and difference.low is not None and not _shown(difference)]
 

@@ -20,7 +20,7 @@ from ..core import InputError
 from ..loss_registry import TABLE1, loss_label
 from .settings import BASELINE, STUDY, TARGETS, read_study, results_folder
 from .plan import PROCESSOR, check_given
-from .results import Results, check_alike, settings_of
+from .results import Results, check_alike, settings_of, told_apart
 
 # %% ../../nbs/77_study_groups.ipynb #fc7e854f
 @dataclass(frozen=True)
@@ -119,13 +119,21 @@ class Groups:
         mine = {row for study in self.studies.values() for row in (*study.runs, *study.diverged)}
         return [row for row in self.order if row in mine] + sorted(mine - set(self.order))
 
+    def first(self, row: str) -> dict:
+        "The result of a row's first run; of one that diverged, where all did"
+        finished = [study for study in self.studies.values() if row in study.runs]
+        return next(study.first(row) for study in finished or self.studies.values() if row in study.rows())
+
     def config(self, row: str) -> dict:
         "The parameters of a row's first run"
-        return next(s.config(row) for s in self.studies.values() if row in s.runs or row in s.diverged)
+        return self.first(row)["config"]
 
     def label(self, row: str) -> str:
-        "What a row's loss is called, with the settings that are not the usual ones"
-        config = self.config(row)
+        "What a row's loss is called, with the settings that are not the usual ones, or tell it from another row"
+        records = {other: self.first(other) for other in self.rows()}
+        return told_apart(row, {other: self._label(other, self.config(other)) for other in records}, records)
+
+    def _label(self, row, config):
         settings = {name: config[name] for name in ("lambdas", "relu", "norm", "reduction") if name in config}
         try:
             label = html.escape(loss_label(config["loss"], **settings), quote=False)
@@ -138,7 +146,12 @@ class Groups:
     def baseline(self) -> str:
         "The row that was trained with the loss of Table 1's first row; empty where it was not run"
         loss = TABLE1[BASELINE]["loss"]
-        return next((row for row in self.rows() if self.config(row)["loss"] == loss), "")
+        aligned = [row for row in self.rows() if self.config(row).get("upsampling") != "stretched"]
+        return next((row for row in aligned or self.rows() if self.config(row)["loss"] == loss), "")
+
+    def lost(self, row: str) -> int:
+        "How many runs of a row diverged"
+        return sum(len(study.diverged.get(row, ())) for study in self.studies.values())
 
 # %% ../../nbs/77_study_groups.ipynb #722fa233
 def read_groups(

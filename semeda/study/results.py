@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHOD', 'BUDGET', 'START', 'SEEDS', 'load_study', 'settings_of', 'check_alike', 'draws_of', 'over_seeds_and_images',
-           'words', 'verdict', 'few_seeds', 'label_of', 'Results', 'Study', 'claim', 'shipped_rows']
+           'words', 'verdict', 'few_seeds', 'label_of', 'told_apart', 'Results', 'Study', 'claim', 'shipped_rows']
 
 # %% ../../nbs/73_study_results.ipynb #24b27738
 import html
@@ -32,7 +32,8 @@ from .settings import BEST
 
 # %% ../../nbs/73_study_results.ipynb #5dd1f80c
 METHOD = ("row", "loss", "lambdas", "relu", "seed") # parameters in which the rows of Table 1 differ
-BUDGET = ("dataset", "image_size", "val_group", "iterations", "batch_size", "crop") # in which no rows may differ
+BUDGET = ("dataset", "image_size", "val_group", "iterations", "batch_size", "crop", # in which no rows may differ,
+          "void", "max_width") # nor in what is scored
 START = ("seed", "init_weights", "network", "backbone", "layers", "output_stride", "batch_norm", "style") # of weights
 
 def load_study(
@@ -210,6 +211,18 @@ def label_of(
         label = str(settings["loss"])
     return html.escape(label, quote=False)
 
+def told_apart(
+    row: str,
+    labels: dict[str, str], # Of all rows
+    records: dict[str, dict], # A result of each row
+) -> str:
+    "A row's label; where others have the same, with the settings in which they differ"
+    twins = [other for other, label in labels.items() if label == labels[row]]
+    config, names = records[row]["config"], settings_of(records[row], ("row", "seed", "val_group", *PROCESSOR))
+    differ = [name for name in names if len({str(records[twin]["config"].get(name)) for twin in twins}) > 1]
+    settings = [html.escape(f"{name} {config[name]}", quote=False) for name in differ]
+    return ", ".join([labels[row], *settings])
+
 # %% ../../nbs/73_study_results.ipynb #571db01a
 class Results:
     "The runs of a study"
@@ -224,13 +237,19 @@ class Results:
         mine = {*self.runs, *self.diverged}
         return [*(row for row in TABLE1 if row in mine), *sorted(mine - set(TABLE1))]
 
+    def first(self, row: str) -> dict:
+        "The result of a row's first run; of one that diverged, where all did"
+        return next(iter((self.runs.get(row) or self.diverged[row]).values()))
+
     def config(self, row: str) -> dict:
         "The parameters of a row's first run"
-        return next(iter((self.runs.get(row) or self.diverged[row]).values()))["config"]
+        return self.first(row)["config"]
 
     def name(self, row: str) -> str:
         "What a row is called in tables"
-        return label_of(TABLE1[row] if row in TABLE1 else self.config(row))
+        records = {other: self.first(other) for other in self.rows()}
+        labels = {other: label_of(TABLE1.get(other, record["config"])) for other, record in records.items()}
+        return told_apart(row, labels, records) if row in records else label_of(TABLE1[row])
 
     def records(self) -> list[dict]:
         "The results of all runs that finished"

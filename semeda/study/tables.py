@@ -37,32 +37,36 @@ def recipe(
     study: Study,
     found: dict[str, Study], # All studies of a page by name
 ) -> str:
-    "What the rows of a study share, in a sentence"
+    "What the rows of a study share, in a sentence; where they differ, with all that there is"
     records = study.records()
     if not records:
         return "no results yet"
-    record, config = records[0], records[0]["config"]
-    commits = dict.fromkeys((r["git_commit"] or "unknown")[:7] for r in records)
+    config = records[0]["config"]
     size = f" at {config['image_size']}" if config["image_size"] else ""
     others = {name: other for name, other in found.items() if other is not study}
-    precisions = dict.fromkeys(r["config"].get("precision", "32-true") for r in records)
-    resized = dict.fromkeys(r["config"]["label_resize"] for r in records)
-    ours = [r["config"] for r in records if r["config"].get("network", "deeplab_v2") == "deeplab_v2"]
-    upsampled = dict.fromkeys(config["upsampling"] for config in ours)
+    each = lambda get, of=records: list(dict.fromkeys(str(get(record)) for record in of))
+    precisions = each(lambda r: r["config"].get("precision", "32-true"))
+    resized = each(lambda r: r["config"]["label_resize"])
+    upsampled = each(lambda r: r["config"]["upsampling"], [r for r in records if _is_deeplab(r)])
+    commits = each(lambda r: (r["git_commit"] or "unknown")[:7])
     parts = [
         f"{config['dataset']}{size}",
-        f"{record['val_images']} validation images",
-        network_of(config),
+        f"{records[0]['val_images']} validation images",
+        *each(lambda r: network_of(r["config"])),
         f"{config['iterations']} steps of {config['batch_size']} crops of {config['crop']}x{config['crop']}",
-        f"lr {config['lr']}",
-        *([] if list(precisions) == ["32-true"] else [f"precision {', '.join(precisions)}"]),
-        *([] if list(resized) == ["nearest-exact"] else [f"masks scaled by {', '.join(resized)}"]),
+        f"lr {', '.join(each(lambda r: r['config']['lr']))}",
+        *([] if precisions == ["32-true"] else [f"precision {', '.join(precisions)}"]),
+        *([] if resized == ["nearest-exact"] else [f"masks scaled by {', '.join(resized)}"]),
         *([] if set(upsampled) <= {"aligned"} else [f"logits {', '.join(upsampled)}"]),
-        f"initial weights {_start_of(record, others)}; {record['device']}",
-        f"torch {record['versions']['torch']}",
+        f"initial weights {', '.join(each(lambda r: _start_of(r, others)))}; {'; '.join(each(lambda r: r['device']))}",
+        f"torch {', '.join(each(lambda r: r['versions']['torch']))}",
         f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}",
     ]
     return ", ".join(parts)
+
+def _is_deeplab(record):
+    "Whether a run trained this project's network, whose logits it enlarges itself"
+    return record["config"].get("network", "deeplab_v2") == "deeplab_v2"
 
 # %% ../../nbs/74_study_tables.ipynb #ed2fb43c
 HEAD = ["", "paper", "difference", "ours", "difference, 95% interval", "boundary, 95% interval"]
@@ -105,7 +109,13 @@ def row_line(
         return [*cells, "", "", ""]
     seconds = study.mean(row, lambda record: record["cost"]["seconds_per_step"])
     memory = study.mean(row, lambda record: record["cost"]["peak_memory_mib"])
-    return [*cells, study.config(row)["iterations"], f"{seconds:.3f}" if seconds else "", f"{memory:.0f}"]
+    return [*cells, _steps_text(study, row), f"{seconds:.3f}" if seconds else "", f"{memory:.0f}"]
+
+def _steps_text(study, row):
+    "How many steps the runs of a row had; those that patience ended had fewer"
+    records = study.runs[row].values()
+    steps = [record["metrics"].get("stopped_at", record["config"]["iterations"]) for record in records]
+    return str(min(steps)) + (f" to {max(steps)}" if max(steps) > min(steps) else "")
 
 def rows_of(
     study: Study,
