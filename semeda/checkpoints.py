@@ -221,6 +221,14 @@ def _style_of_run(saved, path):
     return style if style in STYLES else ""
 
 # %% ../nbs/26_checkpoints.ipynb #11043ce2
+def _other_upsampling(saved, net):
+    "How a run enlarged its logits, where this network does it in another way; empty else"
+    config = saved.get("config") if isinstance(saved, dict) else None
+    if not isinstance(config, dict) or config.get("network", "deeplab_v2") != "deeplab_v2":
+        return ""
+    theirs, ours = config.get("upsampling", "stretched"), getattr(net, "upsampling", "")
+    return theirs if ours and theirs != ours else ""
+
 def _target(name, net):
     "The network's own key for one of our names"
     if name.startswith("backbone."):
@@ -298,7 +306,7 @@ def init_weights(
     net: nn.Module, # A network of `semeda.deeplab` or `semeda.networks`, changed in place
     path: str | Path, # Checkpoint in one of the layouts above
     init_style: str = "", # Style of the checkpoint where its layout does not tell it: "torchvision" or "caffe"
-) -> dict: # `layout`, `style` and how it is known, number `loaded`, keys that are `missing` and `unused`
+) -> dict: # `layout`, `style` and how it is known, number `loaded`, keys that are `missing` and `unused`, `upsampling`
     "Read a checkpoint into the network; raises `InputError` for one that does not fit"
     path = Path(path)
     name = f"init_weights {path}"
@@ -319,7 +327,10 @@ def init_weights(
     _warn_of_untrained_branches(found, name)
     missing = [key.removeprefix("backbone.") for key in _wanted(net, layout) if key not in found]
     unused = [key for key in tensors if places.get(key) not in found]
-    return dict(layout=layout, style=style, style_known_by=known_by, loaded=len(found), missing=missing, unused=unused)
+    report = dict(
+        layout=layout, style=style, style_known_by=known_by, loaded=len(found), missing=missing, unused=unused)
+    upsampling = _other_upsampling(saved, net) if layout == "semeda" else ""
+    return report | (dict(upsampling=upsampling) if upsampling else {})
 
 # %% ../nbs/26_checkpoints.ipynb #0ec666ab
 def _has_bottlenecks(names):
@@ -379,4 +390,9 @@ def weights_line(
     "What was read from a checkpoint, what it lacks and what it does not use"
     return (f"init_weights {path}: layout {report['layout']}, style {report['style']} by {report['style_known_by']}, "
             f"{report['loaded']} tensors read; missing: {some(report['missing'], 3)}; "
-            f"unused: {some(report['unused'], 3)}")
+            f"unused: {some(report['unused'], 3)}" + _upsampling_text(report))
+
+def _upsampling_text(report):
+    "That the weights were trained for logits that lie elsewhere"
+    theirs = report.get("upsampling")
+    return theirs and f"; trained with upsampling {theirs}, which puts its logits elsewhere than this network's" or ""

@@ -371,6 +371,9 @@ def unused_settings(
     unused |= dict.fromkeys(of_network, f"network {config.network}")
     unused |= dict.fromkeys([name for name in OF_EDGE_NET if name in given], _what_trains_no_edge_net(config))
     unused |= dict(edge_net=f"loss {config.loss}") if config.edge_net and not needs_edge_net(config.loss) else {}
+    weighs = any(config.lambdas) and config.lambdas != default_lambdas(config.loss)
+    if weighs and not loss_takes(config.loss, "lambdas"):
+        unused["lambdas"], given["lambdas"] = f"loss {config.loss}", config.lambdas
     return ["lr is 0, so nothing is trained"] * (config.lr == 0) + [
         f"{name} is {given[name]!r}, which changes nothing: {what} does not take it"
         for name, what in unused.items() if what]

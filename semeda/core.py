@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'BAR', 'InputError', 'one_line', 'printable', 'some', 'finite', 'whole_number', 'known', 'replacing',
-           'write_text', 'write_json', 'read_json', 'probe_folder', 'Digest', 'content_hash', 'weights_hash',
-           'provenance', 'Arguments', 'is_out_of_memory', 'command', 'progress_bar', 'import_own', 'load_object',
-           'Registry', 'parameters_of', 'markdown_table', 'percent', 'interval_text', 'escape']
+           'write_text', 'write_json', 'names_once', 'read_json', 'probe_folder', 'Digest', 'content_hash',
+           'weights_hash', 'provenance', 'Arguments', 'is_out_of_memory', 'command', 'progress_bar', 'import_own',
+           'load_object', 'Registry', 'parameters_of', 'markdown_table', 'percent', 'interval_text', 'escape']
 
 # %% ../nbs/40_core.ipynb #f3f4c2ee
 import argparse
@@ -170,13 +170,23 @@ def write_json(
     write_text(path, json.dumps(_without_nan(value), indent=1) + "\n")
 
 # %% ../nbs/40_core.ipynb #8e612a38
+def names_once(
+    pairs: list[tuple[str, Any]], # What an object of JSON holds, for `json.loads`
+) -> dict: # Value by name
+    "The names and values of a JSON object; ValueError where a name stands twice, of which JSON keeps the last"
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if twice is not None:
+        raise ValueError(f"{twice!r} is there twice; expected it once")
+    return dict(pairs)
+
 def read_json(
     path: str | Path, # The file
     kind: type = dict, # What it must hold
 ) -> Any: # Its value, of that type
     "Read JSON; whatever is wrong with the file is told in one line"
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=names_once)
     except OSError as e:
         raise InputError(f"{path} cannot be read: {e.strerror or one_line(e)}; expected a JSON file") from None
     except ValueError as e: # also where bytes are no text

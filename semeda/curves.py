@@ -40,7 +40,7 @@ def _plot_columns(ax, history, keys, **style):
         points = points_of(history, key)
         if points:
             label = NAMES.get(key, key.upper() if key.islower() and key.isalpha() else key)
-            ax.plot(*zip(*points), LINE_STYLES[i % 4], color=TERM_COLOURS[i % 4], label=label, **style)
+            ax.plot(*zip(*points), LINE_STYLES[(i + i // 4) % 4], color=TERM_COLOURS[i % 4], label=label, **style)
     ax.set_xlabel("step")
     if ax.lines:
         ax.legend()

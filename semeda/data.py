@@ -84,6 +84,10 @@ def split_by_group(
     if all(chosen) or not any(chosen):
         matches = "every file's name begins so" if all(chosen) else "no file's name begins so"
         raise InputError(f"val_group is {val_group!r}, but {matches}; names begin with {some(_beginnings(names), 20)}")
+    other = [name for name, held_out in zip(names, chosen) if held_out and not name.startswith(f"{val_group}/")]
+    if 0 < len(other) < sum(chosen):
+        raise InputError(f"val_group is {val_group!r}, which is a sub-folder, and {other[0]} begins so too; expected "
+                         f"{val_group + '/'!r} for the sub-folder alone")
     return [file for file, held_out in zip(files, chosen) if held_out == (split == "val")]
 
 # %% ../nbs/25_data.ipynb #20e8ba9a

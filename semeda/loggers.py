@@ -63,11 +63,13 @@ class Loggers:
         names: list[str], # From `logger_names`
         folder: Path, # Of the run
         settings: dict, # Its parameters
+        start: int | None = None, # Steps that it has done; what TensorBoard has of later ones is hidden
     ):
         self.loggers: list[Any] = []
         if "tensorboard" in names:
             from lightning_fabric.loggers import TensorBoardLogger
-            self.loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+            later = {} if start is None else dict(purge_step=start + 1)
+            self.loggers.append(TensorBoardLogger(folder, name="", version="tensorboard", **later))
         if "wandb" in names:
             self.loggers.append(WandbLogger(folder))
         for logger in self.loggers:

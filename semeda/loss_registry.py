@@ -214,8 +214,11 @@ def loss_takes(
     expression: str, # Of a loss
     name: str, # Of `SETTINGS`
 ) -> bool:
-    "Whether a setting changes anything in a loss"
-    return any({name, "*"} & set(_settings_of(part.record)) for part in parse_loss(expression).parts)
+    "Whether a setting changes anything in a loss; a loss with a weight of its own takes no `peer_weight`"
+    parts = parse_loss(expression).parts
+    if name == "peer_weight":
+        parts = tuple(part for part in parts if "weight" not in dict(part.arguments))
+    return any({name, "*"} & set(_settings_of(part.record)) for part in parts)
 
 # %% ../nbs/12_loss_registry.ipynb #8eb863bc
 def build_loss(

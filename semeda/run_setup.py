@@ -26,7 +26,7 @@ from .config import image_size_of, resolve, unused_settings
 from .core import BAR, InputError, one_line, probe_folder, progress_bar, provenance, some
 from .core import weights_hash, write_json
 from .data import TrainingCrops, load_data
-from .edge_net import SHIPPED, EdgeNet, cached_edge_net, edge_f1, load_edge_net, shipped_edge_net
+from .edge_net import SHIPPED, EdgeNet, cached_edge_net, edge_f1, load_edge_net, save_edge_net, shipped_edge_net
 from .frozen_edge_net import FrozenEdgeNet
 from .launchers import SharedError, launch, run_on_all_ranks
 from .loggers import Loggers, logger_names
@@ -36,7 +36,9 @@ from .optimise import parameter_groups, slow_precision, sync_batch_norm
 from semeda.run import (
     FILES,
     GOES_ON,
+    OWN_EDGE_NET,
     check_checkpoint,
+    check_history,
     check_nothing_lost,
     check_run_folder,
     clear_run,
@@ -268,6 +270,9 @@ class _RunEdgeNet(_RunLoss):
         config = self.config
         if config.edge_net:
             return (shipped_edge_net if config.edge_net in SHIPPED else load_edge_net)(config.edge_net)
+        kept = self.folder/OWN_EDGE_NET
+        if config.resume and not config.overwrite and kept.is_file():
+            return load_edge_net(kept) # training it anew elsewhere may give another
         settings = dict(steps=config.edge_steps, scale=config.edge_scale, sigma=config.edge_sigma, seed=config.seed)
         return cached_edge_net(
             self.train_data.labels, self.train_data.num_classes, self.folder.parent/"edge_nets",
@@ -359,13 +364,14 @@ class _RunRecord(_RunFiles):
 class _RunFolder(_RunRecord):
     "The folder of a run, new or gone on with"
     def _tell_extension(self, lengths):
-        "Write down, and say, that a run is made longer than it began"
+        "Write down, and say, that a run is made longer than it began, or shorter"
         if not lengths:
             return
         self.record["extended_from"] = lengths
         if self.progress and lengths[-1] != self.config.iterations:
+            rate = "rises again" if lengths[-1] < self.config.iterations else "falls faster"
             print(f"resume: {self.folder} was to end after {lengths[-1]} steps, and its learning rate fell towards 0 "
-                  f"there; it rises again now, so this is another run than one of {self.config.iterations} steps",
+                  f"there; it {rate} now, so this is another run than one of {self.config.iterations} steps",
                   file=sys.stderr)
 
     def _make_folder(self):
@@ -379,12 +385,15 @@ class _RunFolder(_RunRecord):
             check_checkpoint(state, self.record, checkpoint)
             self._tell_extension(_extensions(state, self.config))
         make_folder(self.folder)
-        clear_run(self.folder, [name for name in FILES if not (goes_on and name in GOES_ON)])
+        kept = ("config.json", *GOES_ON) if goes_on else ("config.json",)
+        clear_run(self.folder, [name for name in FILES if name not in kept])
         if not goes_on:
             for name in ("tensorboard", "figures"): # of train.ipynb
                 shutil.rmtree(self.folder/name, ignore_errors=True)
-        write_json(self.folder/"config.json", self.record) # first: it makes this a run folder
+        write_json(self.folder/"config.json", self.record) # in one step: without it this is no run folder
         write_settings(self.folder/"run.yaml", self.config)
+        if self.edge_net is not None and not self.config.edge_net and not (self.folder/OWN_EDGE_NET).is_file():
+            save_edge_net(self.edge_net, self.folder/OWN_EDGE_NET, **self.record["edge_net"])
 
 # %% ../nbs/47_run_setup.ipynb #332f4302
 def _edge_net_names(loss):
@@ -489,6 +498,7 @@ class RunSetup(_RunTraining):
         "Go on from a checkpoint, if there is one"
         if not (state := self.fabric.broadcast(run_on_all_ranks(self.fabric, partial(self._saved, name)))):
             return 0
+        check_history(state["history"], loss_terms(self.config.loss), self.folder/name)
         self.history = state["history"]
         self._as_long = state.get("config", {}).get("iterations") == self.config.iterations
         self._extended_from, self._to_validate = _extensions(state, self.config), state.get("to_validate", False)

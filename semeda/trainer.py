@@ -31,7 +31,7 @@ from .loss_registry import advance_loss, loss_across_processes, loss_terms
 from .optimise import RunningMeans, Timer, poly_decay
 from .run import finished_metrics, read_metrics, read_record, run_folder, unlock_run
 from .run_setup import RunSetup
-from .segment import predict_image
+from .segment import NotFinite, predict_image
 from .settings import of_a_run, read_settings
 
 # %% ../nbs/48_trainer.ipynb #b27e34f5
@@ -96,7 +96,9 @@ class _RunSteps(_RunLog):
         "Validate; after an error the steps are kept, so that `resume` validates them again"
         try:
             return self._validate(step)
-        except Exception:
+        except Exception as error:
+            if isinstance(error, NotFinite) and self.fabric.world_size == 1:
+                self._diverged(step, f"{error} at step {step}")
             if self.fabric.world_size == 1: # else one process alone may have failed
                 self._to_validate = True
                 self.save(step)
@@ -137,15 +139,17 @@ class _RunLoop(_RunPasses):
             return
         with self._locked():
             self._set_up()
-            if self.fabric.is_global_zero:
-                self.loggers = Loggers(logger_names(self.config.logger), self.folder, self.record["config"])
             start = self.load() if self.config.resume and not self.config.overwrite else 0
+            if self.fabric.is_global_zero:
+                self.loggers = Loggers(logger_names(self.config.logger), self.folder, self.record["config"], start)
             if self._begun and not start: # its network is no longer the one that a run begins with
                 raise InputError("fit was called before, and there is no checkpoint to go on from; expected a new Run")
             self._begun = True
             if start and self._to_validate: # where an earlier start ended in an error
                 self._validate(start)
                 self._to_validate = False
+                self.loggers.log(self.history[-1], start)
+                self.save(start)
             if not (start and self._as_long and "val_miou" in self.history[-1] and self._has_enough()):
                 self._train_from(start)
 
@@ -434,6 +438,7 @@ def load_run(
     here = dict(runs=str(folder.parent), name=folder.name, devices=1, num_nodes=1, strategy="auto")
     run = _OpenedRun(progress, **{**config, **here, "resume": False, "overwrite": False})
     run.load(name)
+    run.record = read_record(folder) # device and versions that it was trained with, not those here
     found = weights_hash(run.net)
     if best:
         run.evaluate()

@@ -6,7 +6,14 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from semeda.checkpoints import checkpoint_layout, image_scale, init_weights, read_checkpoint, weights_line
+from semeda.checkpoints import (
+    checkpoint_hash,
+    checkpoint_layout,
+    image_scale,
+    init_weights,
+    read_checkpoint,
+    weights_line,
+)
 from semeda.core import InputError
 from semeda.deeplab import DeepLabV2
 from semeda.networks import build_network
@@ -101,6 +108,17 @@ def test_init_weights_refuses(tmp_path, monkeypatch, write, words):
     assert str(path) in message and "\n" not in message and "weights_only" not in message and len(message) < 500
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("config, told", [
+    (dict(upsampling="stretched"), "upsampling stretched"), (dict(upsampling="aligned"), ""),
+    (dict(), "upsampling stretched"), (dict(network="smp.Unet"), "")])
+def test_weights_that_were_trained_for_other_logits_are_told(tmp_path, config, told):
+    net = DeepLabV2(3, "resnet18", layers=2)
+    state = dict(net=net.state_dict(), config=dict(style="torchvision") | config)
+    torch.save(state | dict(hash=checkpoint_hash(state)), tmp_path / "checkpoint.pt")
+    line = weights_line(init_weights(net, tmp_path / "checkpoint.pt"), "w")
+    assert ("; trained with upsampling" in line) == bool(told) and told in line
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\x10\0\0\0\0\0\0\0{\"a\": 1"])

@@ -134,6 +134,10 @@ def test_version(capsys):
     (dict(loss="ppce", edge_net="voc"), ["edge_net is 'voc', which changes nothing: loss ppce does not take it"]),
     (dict(edge_net="voc", edge_sigma=2), ["edge_sigma is 2.0, which changes nothing: edge_net voc does not take it"]),
     (dict(edge_net="voc"), []), (dict(edge_steps=5), []),
+    (dict(loss="ppce", lambdas="0,1,0"), ["lambdas is [0.0, 1.0, 0.0], which changes nothing: loss ppce does"]),
+    (dict(loss="ppce", lambdas="0,0,0"), []), (dict(row="table1_01"), []), (dict(loss="semeda", lambdas="0,1,0"), []),
+    (dict(loss="smp.DiceLoss(weight=.3)", peer_weight=2), ["peer_weight is 2.0, which changes nothing: loss smp.Dice"]),
+    (dict(loss="smp.DiceLoss(weight=.3)+smp.FocalLoss", peer_weight=2), []),
     (dict(network="smp.Unet", upsampling="stretched"), ["upsampling is 'stretched', which changes nothing"]),
     (dict(loss="torch.nn:CrossEntropyLoss", reduction="relative"), ["reduction is 'relative', which changes nothing"]),
 ])

@@ -392,6 +392,17 @@ def test_val_group_of_all_and_of_names_in_both(tmp_path):
         camvid("train", root, val_group="0")
 
 
+def test_val_group_that_is_a_sub_folder_and_begins_another(tmp_path):
+    for kind in ("images", "labels"):
+        for name in ("street1/a", "street10/b", "street2/c"):
+            save(tmp_path / "train" / kind / f"{name}.png", np.eye(4, 5, dtype=np.uint8) if kind == "labels" else
+                 np.zeros((4, 5, 3), np.uint8))
+    files = lambda group: load_data("folder", "val", str(tmp_path), num_classes=2, val_group=group).files
+    with pytest.raises(InputError, match="is 'street1', which is a sub-folder, and street10/b.png begins so too; expe"):
+        files("street1")
+    assert files("street1/") == ["street1/a.png"] and files("street2") == ["street2/c.png"]
+
+
 def test_val_group_of_a_folder_dataset(tmp_path):
     for split, name in (("train", "x-1"), ("val", "y-1")):
         save(tmp_path / split / "images" / f"{name}.jpg", np.zeros((4, 5, 3), np.uint8))

@@ -31,6 +31,23 @@ def test_tensorboard(tmp_path):
     assert events.Tags()["images"] == ["line"]
 
 
+def test_tensorboard_has_each_step_once_after_a_stop(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard", reason=f"tensorboard {WHY}")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    given, log = SMALL | dict(loss="ppce", runs=str(tmp_path), logger="csv,tensorboard"), Loggers.log
+    def stopped(self, values, step):
+        log(self, values, step)
+        if step == 3: # after the checkpoint of step 2
+            raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Loggers, "log", stopped)
+        train_run(None, **given)
+    run = train_run(None, **given, resume=True)
+    events = EventAccumulator(str(run.folder / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+
+
 def test_wandb(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb", reason=f"wandb {WHY}")
     monkeypatch.setenv("WANDB_MODE", "offline")

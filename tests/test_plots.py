@@ -262,6 +262,12 @@ def test_scores_of_ones_own_metrics_are_drawn_as_scores():
     assert [line.get_label() for line in scores.lines] == ["mIoU", "val_dice"]
 
 
+def test_terms_of_a_loss_are_drawn_each_in_its_own_way():
+    names = [f"term{i}" for i in range(8)]
+    lines = plots.plot_history([dict(step=step, lr=.1) | dict.fromkeys(names, 1.) for step in (1, 2)]).axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(names) == len(lines)
+
+
 @pytest.mark.parametrize("order", ["ab", "ba"])
 def test_one_run_with_an_interval_is_enough_for_the_title(order):
     curve = dict(widths=[1, 2], boundary_miou=[.5, .6], non_boundary_miou=[.5, .6])

@@ -68,7 +68,7 @@ def refused(capsys, args):
 
 def test_files_of_a_run(done):
     assert sorted(p.name for p in done.iterdir()) == [
-        "best.pt", "checkpoint.pt", "config.json", "history.csv", "metrics.json", "run.yaml"]
+        "best.pt", "checkpoint.pt", "config.json", "edge_net.safetensors", "history.csv", "metrics.json", "run.yaml"]
     assert sorted(p.name for p in done.parent.iterdir()) == ["edge_nets", done.name] # no lock is left
     state = read_run_checkpoint(done / "checkpoint.pt")
     assert state["class_names"][0] == "background" and state["image_size"] is None and state["style"] == "torchvision"
@@ -224,7 +224,7 @@ def test_checkpoint_of_another_run(copied, tmp_path, changes, words):
 def test_changed_edge_net_is_refused(copied, tmp_path):
     (copied / "metrics.json").unlink()
     from semeda.edge_net import load_edge_net, save_edge_net
-    [path] = (copied.parent / "edge_nets").glob("*.safetensors")
+    path = copied / "edge_net.safetensors"
     net = load_edge_net(path)
     with torch.no_grad():
         net.conv1.bias[0] += 1
@@ -528,6 +528,88 @@ def test_a_validation_that_fails_loses_no_steps(tmp_path, monkeypatch):
     assert not read_run_checkpoint(tmp_path / "failed" / "checkpoint.pt")["to_validate"]
 
 
+def test_an_opened_run_tells_what_it_was_trained_with(copied):
+    record = json.loads((copied / "config.json").read_text()) | dict(device="Some GPU", git_commit="0")
+    (copied / "config.json").write_text(json.dumps(record))
+    assert load_run(copied).record == record
+
+
+def test_a_validation_that_was_repeated_is_kept(tmp_path, monkeypatch):
+    given = SMALL | dict(loss="ppce", runs=str(tmp_path), checkpoint_every=100)
+    measure, calls = Run._measure, []
+    def fail(self):
+        calls.append(self)
+        if len(calls) == 2: # at the last step
+            raise InputError("photo is damaged")
+        return measure(self)
+    monkeypatch.setattr(Run, "_measure", fail)
+    with pytest.raises(InputError, match="photo is damaged"):
+        train_run(None, **given)
+    run = train_run(None, **given, resume=True)
+    assert read_history(run.folder / "history.csv")[-1]["val_miou"] == pytest.approx(run.metrics["miou"])
+    assert read_run_checkpoint(run.folder / "checkpoint.pt")["history"] == run.history
+
+
+def test_logits_that_are_nan_in_validation_are_a_divergence(tmp_path, monkeypatch):
+    predict = Run.predict
+    def spoiled(self, image):
+        self.net.register_forward_hook(lambda net, given, output: output * torch.nan if not net.training else None)
+        return predict(self, image)
+    monkeypatch.setattr(Run, "predict", spoiled)
+    with pytest.raises(InputError, match="logits that are NaN.* at step 2; training diverged"):
+        train_run(None, **SMALL, loss="ppce", runs=str(tmp_path))
+    [folder] = tmp_path.glob("*ppce*")
+    assert run_state(folder) == "diverged" and json.loads((folder / "diverged.json").read_text())["step"] == 2
+
+
+def test_a_run_goes_on_without_the_cache_of_edge_nets(copied, monkeypatch):
+    "Where training the net anew would give another one"
+    (copied / "metrics.json").unlink()
+    shutil.rmtree(copied.parent / "edge_nets")
+    monkeypatch.setattr("semeda.run_setup.cached_edge_net", None)
+    run = train_run(None, **SMALL | dict(iterations=5), loss="semeda", runs=str(copied.parent), resume=True)
+    assert run.history[-1]["step"] == 5 and not (copied.parent / "edge_nets").exists()
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_killed_before_the_settings_are_there(copied, monkeypatch, resume):
+    "The folder stays that of a run"
+    (copied / "metrics.json").unlink()
+    more = dict(resume=True) if resume else dict(overwrite=True)
+    with monkeypatch.context() as patch:
+        kill_in_write(patch, 0)
+        with pytest.raises(Killed):
+            train_run(None, **SMALL, loss="semeda", runs=str(copied.parent), **more)
+    assert (copied / "config.json").is_file()
+    run = train_run(None, **SMALL, loss="semeda", runs=str(copied.parent), **more)
+    assert run.metrics["iterations"] == SMALL["iterations"]
+
+
+def test_a_history_with_figures_of_a_missing_plugin(copied):
+    state = read_run_checkpoint(copied / "checkpoint.pt")
+    state["history"][1]["val_own"] = .5
+    write_checkpoint(copied / "checkpoint.pt", state)
+    (copied / "metrics.json").unlink()
+    with pytest.raises(InputError, match="checkpoint.pt has val_own in its history.* expected the plugins"):
+        train_run(None, **SMALL | dict(iterations=5), loss="semeda", runs=str(copied.parent), resume=True)
+
+
+@pytest.mark.parametrize("steps, rate", [(6, "rises again"), (3, "falls faster")])
+def test_a_run_of_another_length_is_told(tmp_path, monkeypatch, capsys, steps, rate):
+    import tqdm
+    given, train_on = SMALL | dict(loss="ppce", runs=str(tmp_path)), Run._train_on
+    def stopped(self, images, labels, step):
+        if step == 3:
+            raise KeyboardInterrupt
+        return train_on(self, images, labels, step)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "_train_on", stopped)
+        train_run(None, **given)
+    run = train_run(tqdm.tqdm, **given | dict(iterations=steps), resume=True)
+    assert f"was to end after 4 steps, and its learning rate fell towards 0 there; it {rate}" in capsys.readouterr().err
+    assert run.metrics["iterations"] == steps and run.metrics["extended_from"] == [4]
+
+
 def test_a_diverged_run_is_not_begun_anew_over_its_checkpoint(copied, capsys):
     (copied / "metrics.json").unlink()
     (copied / "diverged.json").write_text(json.dumps(dict(step=4, error="training diverged")))
@@ -587,9 +669,9 @@ def kill_in_write(monkeypatch, number):
     return writes
 
 
-@pytest.mark.parametrize("number", [0, 1, 2, 5, 8])
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 6, 9])
 def test_killed_in_a_write_and_resumed(done, tmp_path, monkeypatch, number):
-    "config.json, run.yaml, then history and best.pt, history and checkpoint.pt, twice, metrics.json"
+    "config.json, run.yaml, the Edge net, then history and best.pt, history and checkpoint.pt, twice, metrics.json"
     shutil.copytree(done.parent / "edge_nets", tmp_path / "edge_nets")
     with monkeypatch.context() as patch:
         writes = kill_in_write(patch, number)

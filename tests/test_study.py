@@ -698,6 +698,10 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path):
     (tmp_path / "twice.yaml").write_text("study: x\nvariants:\n  q: {loss: lovasz}\n  q: {loss: ppce}\n")
     with pytest.raises(InputError, match="'q' is there twice"):
         settings.read_study(tmp_path / "twice.yaml")
+    (tmp_path / "run.json").write_text('{"lr": 0.1, "lr": 0.9}')
+    for read in (read_settings, settings.read_study):
+        with pytest.raises(InputError, match="'lr' is there twice; expected it once"):
+            read(tmp_path / "run.json")
     (tmp_path / "run.yaml").write_text("lr: 0.1\nlr: 0.9\n")
     for parse in (read_settings, partial(_without_yaml, read_settings)):
         with pytest.raises(InputError, match="'lr' is there twice"):
@@ -752,6 +756,16 @@ def test_folders_of_a_sweep(tmp_path, capsys, monkeypatch):
 def test_groups_of_which_one_holds_another(tmp_path, capsys):
     status, told = planned(tmp_path, capsys, {"own.json": OWN | dict(dataset="camvid", groups=["Seq1", "Seq10"])})
     assert status == 2 and "group Seq1 begins the name of group Seq10, whose images it would hold too" in told
+
+
+def test_groups_that_are_sub_folders(tmp_path, capsys):
+    status, told = planned(tmp_path, capsys, {"own.json": OWN | dict(dataset="folder", groups=["seq1/", "seq10/"])})
+    assert status == 0 and "runs/own_seq1/table1_01-s0" in told and "own_seq10/table1_01-s0" in told
+    studies = settings.studies(OWN | dict(groups=["seq1/"]), "table1")
+    assert [study["budget"]["val_group"] for study in studies] == ["seq1/"]
+    with_results(tmp_path / "mine_a", {})
+    (tmp_path / "file.json").write_text(json.dumps(dict(study="mine", groups=["a/"], rows=["ppce"])))
+    assert read_groups(tmp_path / "file.json", tmp_path).rows() == ["ppce", "lovasz"]
 
 
 def test_groups_are_read_by_a_studys_file(tmp_path):

@@ -18,7 +18,7 @@ from scipy import stats
 
 from ..core import InputError
 from ..loss_registry import TABLE1, loss_label
-from .settings import BASELINE, STUDY, TARGETS, read_study, results_folder
+from .settings import BASELINE, STUDY, TARGETS, name_of_group, read_study, results_folder
 from .plan import PROCESSOR, check_given
 from .results import Results, check_alike, settings_of, told_apart
 
@@ -163,11 +163,11 @@ def read_groups(
     if not config.get("groups"):
         raise InputError(f"study {name} has no groups; expected one that has")
     name = config.get("study") or Path(name).stem
-    folders = {group: results_folder(results)/f"{name}_{group}" for group in config["groups"]}
+    folders = {group: results_folder(results)/name_of_group(name, group) for group in config["groups"]}
     found = {group: Results(folder) for group, folder in folders.items()}
     firsts, said = {}, STUDY | {key: value for key, value in config.items() if key in STUDY}
     for group, study in found.items():
-        its = said | dict(study=f"{name}_{group}", budget=said["budget"] | dict(val_group=group))
+        its = said | dict(study=name_of_group(name, group), budget=said["budget"] | dict(val_group=group))
         for record in (*study.records(), *study.lost()):
             check_given(record, its)
     for record in (record for study in found.values() for record in study.records()):

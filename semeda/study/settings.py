@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STUDY', 'SWEEP', 'BASELINE', 'BEST', 'TABLE2', 'TARGETS', 'STUDIES', 'study_path', 'read_study', 'check_sweep',
-           'expanded', 'sweep_folders', 'studies', 'runs', 'parameters', 'run_folder', 'result_file', 'results_folder']
+           'expanded', 'sweep_folders', 'studies', 'name_of_group', 'runs', 'parameters', 'run_folder', 'result_file',
+           'results_folder']
 
 # %% ../../nbs/70_study_settings.ipynb #4a89c31f
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import IMAGENET
-from ..core import InputError, one_line
+from ..core import InputError, names_once, one_line
 from ..loss_registry import TABLE1
 from ..settings import load_yaml
 
@@ -69,7 +70,7 @@ def read_study(
     path = study_path(name)
     try:
         text = path.read_text(encoding="utf-8")
-        config = json.loads(text, object_pairs_hook=_once) if path.suffix == ".json" else _yaml(text)
+        config = json.loads(text, object_pairs_hook=names_once) if path.suffix == ".json" else _yaml(text)
     except InputError:
         raise
     except (OSError, ValueError) as error:
@@ -77,14 +78,6 @@ def read_study(
     if not isinstance(config, dict):
         raise InputError(f"study {path} holds {config!r:.40}; expected settings with values")
     return config
-
-def _once(pairs):
-    "The names and values of a JSON object; ValueError where a name stands twice"
-    names = [name for name, _ in pairs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"{twice!r} is there twice; expected it once")
-    return dict(pairs)
 
 def _yaml(text):
     "YAML as Python values; ValueError where it is none"
@@ -134,7 +127,7 @@ def _check_settings(study):
     for key in ("rows", "one_seed", "groups"):
         _check_list(key, study[key], str, empty=key != "rows")
     for group in study["groups"]:
-        _check_name("group", group)
+        _check_name("group", group.removesuffix("/")) # of a sub-folder
         longer = [other for other in study["groups"] if other != group and other.startswith(group)]
         if longer:
             raise InputError(f"group {group} begins the name of group {longer[0]}, whose images it would hold too; "
@@ -252,8 +245,16 @@ def _by_group(study):
     "A study for each of its groups; itself where it has none"
     if not study["groups"]:
         return [study]
-    of = lambda group: dict(study=f"{study['study']}_{group}", budget=study["budget"] | dict(val_group=group))
-    return [study | of(group) for group in study["groups"]]
+    budget = study["budget"]
+    return [study | dict(study=name_of_group(study["study"], group), budget=budget | dict(val_group=group))
+            for group in study["groups"]]
+
+def name_of_group(
+    study: str, # The name of a study that has groups
+    group: str, # One of them
+) -> str: # Also of the folder of its results
+    "What the study of one group is called"
+    return f"{study}_{group.removesuffix('/')}"
 
 # %% ../../nbs/70_study_settings.ipynb #0269df4c
 def runs(
