@@ -7,6 +7,7 @@ __all__ = ['logits_of', 'check_labels', 'checked', 'check_one_void', 'free_name'
            'without_autocast']
 
 # %% ../nbs/13_loss_inputs.ipynb #e0595ea4
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -99,6 +100,9 @@ def check_labels(
     array = labels.detach().cpu().numpy()
     if array.dtype.kind == "i" and classes > np.iinfo(array.dtype).max:
         array = array.astype(np.int64) # or -1 of int8 would be class 255
+    if ignore_index == 255 < classes and (array == 255).any():
+        warnings.warn(f"{name} contain 255, which is one of {classes} classes and is left out as void; consider "
+                      "ignore_index=None, or the number of void in these masks", stacklevel=4)
     outside = np.count_nonzero(array.view(f"u{array.itemsize}") >= classes) # a negative number is a large one there
     if not outside:
         return

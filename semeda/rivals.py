@@ -219,29 +219,31 @@ def trimap_lovasz(
     labels: Tensor, # Integer labels in 0..C-1 or `ignore_index`, shape (B, H, W)
     width: int = 5, # Pixels to each side of a boundary of the label, 1..254
     ignore_index: int | None = 255, # Label of void pixels; None: there are none
+    void: str = "ignore", # "ignore": a boundary is between two classes; "label": at void too, for masks with contours
 ) -> Tensor: # Scalar in 0..1; 0 where no boundary is
     "Lovász-Softmax loss of the pixels near boundaries: mean over the classes in the bands of the batch"
-    logits, labels, void = checked(logits, labels, ignore_index)
-    band = trimap(labels, whole_number("width", width, 1, 254), void) == 1
-    return _lovasz(logits, labels.long().masked_fill(~band, void), void) # any label of void fits
+    logits, labels, unknown = checked(logits, labels, ignore_index)
+    band = trimap(labels, whole_number("width", width, 1, 254), unknown, void) == 1
+    return _lovasz(logits, labels.long().masked_fill(~band, unknown), unknown) # any label of void fits
 
 # %% ../nbs/10_rivals.ipynb #b0158404
 class TrimapLovaszLoss(AddedLoss):
     "A loss plus the weighted Lovász-Softmax loss of the pixels near boundaries"
-    term, shown = "trimap_lovasz", ("weight", "width", "ignore_index")
+    term, shown = "trimap_lovasz", ("weight", "width", "void", "ignore_index")
 
     def __init__(self,
         weight: float = 1., # Of the term
         base: nn.Module | None = None, # The loss it is added to; by default PPCE
         width: int = 5, # Pixels to each side of a boundary of the label, 1..254
         ignore_index: int | None = 255, # Label of void pixels; None: there are none
+        void: str = "ignore", # "label": there are boundaries at void too, see `trimap_lovasz`
     ):
         super().__init__(weight, base, ignore_index)
-        self.width = whole_number("width", width, 1, 254)
+        self.width, self.void = whole_number("width", width, 1, 254), known("void", void, ("ignore", "label"))
 
     def compute(self, logits: Tensor, labels: Tensor) -> Tensor:
         "The Lovász-Softmax loss of the bands"
-        return trimap_lovasz(logits, labels, self.width, self.ignore_index)
+        return trimap_lovasz(logits, labels, self.width, self.ignore_index, self.void)
 
 # %% ../nbs/10_rivals.ipynb #a0c2e5d8
 def _windows(maps, radius):

@@ -593,3 +593,13 @@ def test_what_is_kept_with_a_loss_has_other_names(tmp_path):
     assert not (tmp_path / "other.safetensors").exists()
     PPCEOnEdgesLoss(NET).save(tmp_path / "text.safetensors", loss="ppce_edges")
     assert SemedaLoss(tmp_path / "text.safetensors").lambdas == SemedaLoss(NET).lambdas
+
+
+@pytest.mark.parametrize("void, told", [(255, True), (None, False), (299, False)])
+def test_class_255_of_more_is_not_left_out_without_a_word(void, told):
+    logits, labels = torch.zeros(1, 300, 2, 2), torch.tensor([[[255, 256], [0, 1]]])
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        ppce(logits, labels, void)
+        ppce(logits, labels.clamp(max=254), void)
+    assert [("contain 255, which is one of 300 classes" in str(w.message)) for w in found] == [True] * told

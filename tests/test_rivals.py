@@ -29,6 +29,7 @@ from semeda.rivals import (
     PEERS,
     EdgeWeightedLoss,
     PeerLoss,
+    TrimapLovaszLoss,
     _descending,
     _jaccard_steps,
     lovasz,
@@ -229,14 +230,15 @@ def by_loop_lovasz(logits, labels):
     return np.mean(losses)
 
 
-def by_loop_trimap_lovasz(logits, labels, width=2):
-    "Lovász of the pixels fewer than `width` from one that has a labelled neighbour of another class"
+def by_loop_trimap_lovasz(logits, labels, width=2, void="ignore"):
+    "Lovász of the pixels fewer than `width` from one that has a labelled neighbour of another class, or a void one"
     edge, band = torch.zeros(labels.shape, dtype=torch.bool), torch.zeros(labels.shape, dtype=torch.bool)
     height, columns = labels.shape[1:]
     around = lambda i, j, r: [(a, b) for a in range(max(0, i - r), min(height, i + r + 1))
                               for b in range(max(0, j - r), min(columns, j + r + 1))]
-    for n, i, j in (labels != 255).nonzero().tolist():
-        edge[n, i, j] = any(labels[n, a, b] not in (255, labels[n, i, j]) for a, b in around(i, j, 1))
+    for n, i, j in ((labels != 255) | (void == "label")).nonzero().tolist():
+        none = (255, labels[n, i, j]) if void == "ignore" else (labels[n, i, j],)
+        edge[n, i, j] = any(labels[n, a, b] not in none for a, b in around(i, j, 1))
     for n, i, j in (labels != 255).nonzero().tolist():
         band[n, i, j] = any(edge[n, a, b] for a, b in around(i, j, width - 1))
     return by_loop_lovasz(logits, labels.masked_fill(~band, 255))
@@ -244,6 +246,14 @@ def by_loop_trimap_lovasz(logits, labels, width=2):
 
 def near_boundaries(logits, labels):
     return trimap_lovasz(logits, labels, width=2)
+
+
+def near_boundaries_and_void(logits, labels):
+    return trimap_lovasz(logits, labels, width=2, void="label")
+
+
+def by_loop_with_void(logits, labels):
+    return by_loop_trimap_lovasz(logits, labels, void="label")
 
 
 def active(logits, labels):
@@ -259,6 +269,7 @@ DEFINED = [
     (region_mutual_information, by_loop_rmi),
     (lovasz, by_loop_lovasz),
     (near_boundaries, by_loop_trimap_lovasz),
+    (near_boundaries_and_void, by_loop_with_void),
 ]
 
 
@@ -349,6 +360,25 @@ def test_half_precision_and_extreme_logits(name, dtype, batch):
     value = loss(z, labels)
     value.backward()
     assert value.isfinite() and z.grad.dtype == dtype and z.grad.isfinite().all()
+
+
+def test_contours_of_void_are_boundaries_where_they_are_labels():
+    "As on VOC, where no two classes touch"
+    labels = torch.zeros(1, 24, 24, dtype=torch.long)
+    labels[:, 6:18, 6:18] = 255
+    labels[:, 8:16, 8:16] = 1
+    logits = torch.zeros(1, 2, 24, 24, requires_grad=True)
+    assert TrimapLovaszLoss().compute(logits, labels) == 0
+    loss = TrimapLovaszLoss(void="label", width=2)
+    loss.compute(logits, labels).backward()
+    near = torch.zeros(24, 24, dtype=torch.bool)
+    near[4:20, 4:20], near[6:18, 6:18], near[8:16, 8:16], near[10:14, 10:14] = True, False, True, False
+    assert torch.equal((logits.grad[0] != 0).any(dim=0), near) and "void='label'" in repr(loss)
+    assert build_loss("trimap_lovasz(void='label')").void == "label"
+    with pytest.raises(InputError, match="void is 'labels'; "):
+        TrimapLovaszLoss(void="labels")
+    with pytest.raises(InputError, match="void is 'labels'; "):
+        trimap_lovasz(logits, labels, void="labels")
 
 
 @pytest.mark.parametrize("name", ["lovasz", "trimap_lovasz", "boundary_iou", "active_boundary"])
