@@ -6,6 +6,7 @@
 __all__ = ['sieve']
 
 # %% ../nbs/53_sieve.ipynb #f5a66b1c
+import warnings
 from numbers import Integral
 
 import numpy as np
@@ -62,16 +63,18 @@ def _joined(
 # %% ../nbs/53_sieve.ipynb #d1ba591c
 def _classes(
     mask: np.ndarray, # Integer or bool dtype
-    ignore_index: int,
+    ignore_index: int | None,
 ) -> np.ndarray: # int32: classes, -1 for void
     "The classes of a mask, or `InputError`"
     if mask.dtype.kind not in "iub":
         raise InputError(f"mask is {mask.dtype}; expected class numbers of an integer dtype")
     wide = mask.astype(np.int64)
-    wrong = wide[(wide != ignore_index) & ((wide < 0) | (wide > 65535))]
+    void = np.zeros(wide.shape, bool) if ignore_index is None else wide == ignore_index
+    wrong = wide[~void & ((wide < 0) | (wide > 65535))]
     if wrong.size:
-        raise InputError(f"mask contains {wrong[0]}; expected classes from 0 to 65535, or {ignore_index} for void")
-    return np.where(wide == ignore_index, -1, wide).astype(np.int32)
+        more = "" if ignore_index is None else f", or {ignore_index} for void"
+        raise InputError(f"mask contains {wrong[0]}; expected classes from 0 to 65535{more}")
+    return np.where(void, -1, wide).astype(np.int32)
 
 def _sieved(classes: np.ndarray, min_area: int) -> np.ndarray:
     "One image of classes, -1 for void, without its small pieces"
@@ -83,7 +86,7 @@ def _sieved(classes: np.ndarray, min_area: int) -> np.ndarray:
 def sieve(
     mask: Tensor | np.ndarray, # Class numbers, integer dtype, shape (H, W) or (B, H, W)
     min_area: int, # Pieces of fewer pixels join a neighbour; 0 or 1: none do
-    ignore_index: int = 255, # Void: stays, and nothing joins it
+    ignore_index: int | None = 255, # Void: stays, and nothing joins it; None: there is none, as in masks of 0 and 255
 ) -> Tensor | np.ndarray: # Same type, dtype, shape and device
     "Give the pieces of a mask under `min_area` pixels to their neighbours"
     given = mask.cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
@@ -91,8 +94,12 @@ def sieve(
         raise InputError(f"mask has shape {given.shape}; expected (H, W) or (B, H, W)")
     if isinstance(min_area, bool) or not isinstance(min_area, Integral) or min_area < 0:
         raise InputError(f"min_area is {min_area!r}; expected a whole number of pixels, 0 or more")
+    if ignore_index == 255 and not set(np.unique(given).tolist()) - {0, 255} and given.any():
+        warnings.warn("mask holds 0 and 255 alone, and 255 is void here, which stays; for masks of 0 and 255 give "
+                      "ignore_index=None", stacklevel=2)
     classes = _classes(given, ignore_index)
     images = classes[None] if classes.ndim == 2 else classes
     merged = np.stack([_sieved(image, min_area) for image in images]) if images.size else images
-    found = np.where(merged < 0, ignore_index, merged).astype(given.dtype).reshape(given.shape)
+    found = np.where(merged < 0, 0 if ignore_index is None else ignore_index, merged)
+    found = found.astype(given.dtype).reshape(given.shape)
     return torch.from_numpy(found).to(mask.device) if isinstance(mask, Tensor) else found

@@ -1,6 +1,7 @@
 """The sieve against a definition that floods pixel by pixel, and its promises on random masks."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -79,6 +80,7 @@ def masks(draw, void=True):
     return mask
 
 
+@pytest.mark.filterwarnings("ignore:mask holds 0 and 255") # one class and void
 @settings(max_examples=150, deadline=None)
 @given(masks(), st.integers(0, 12))
 def test_definition(mask, min_area):
@@ -97,6 +99,7 @@ def test_no_small_piece_is_left(mask, min_area):
         np.testing.assert_array_equal(found, mask)
 
 
+@pytest.mark.filterwarnings("ignore:mask holds 0 and 255") # one class and void
 @settings(max_examples=50, deadline=None)
 @given(masks(), st.integers(2, 12))
 def test_large_pieces_and_void_stay(mask, min_area):
@@ -181,3 +184,21 @@ def test_benchmark(tmp_path, monkeypatch, capsys):
         [line] = capsys.readouterr().err.splitlines()
         assert words in line
     assert path.read_bytes() == written
+
+
+def test_masks_of_0_and_255():
+    "Where 255 is no void, it is a class as any"
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:7, 2:7] = 255
+    mask[4, 4], mask[0, 7] = 0, 255
+    with pytest.warns(UserWarning, match="0 and 255 alone, and 255 is void here"):
+        assert np.array_equal(sieve(mask, 4), mask)
+    whole = np.zeros((8, 8), np.uint8)
+    whole[2:7, 2:7] = 255
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(sieve(mask, 4, None), whole)
+        assert torch.equal(sieve(torch.from_numpy(mask), 4, None), torch.from_numpy(whole))
+        sieve(np.zeros((2, 2), np.uint8), 4)
+        with pytest.raises(InputError, match="mask contains -1; expected classes from 0 to 65535$"):
+            sieve(np.full((2, 2), -1), 2, None)
