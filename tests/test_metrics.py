@@ -504,6 +504,17 @@ def number():
     METRICS.pop("number")
 
 
+def test_a_metric_of_torchmetrics_gets_what_it_names():
+    "Its further settings are torchmetrics' own, which knows neither widths nor void"
+    from torchmetrics.classification import MulticlassAccuracy
+    METRICS.register("accuracy", MetricRecord("accuracy", MulticlassAccuracy))
+    try:
+        built = build_metrics(num_classes=3, max_width=4, void="label")
+        assert built["accuracy"].num_classes == 3 and "trimap" in built
+    finally:
+        del METRICS["accuracy"]
+
+
 def test_a_registered_metric_is_in_a_run_and_in_tables(number):
     assert history_columns() == ["val_miou", "val_boundary_miou", "val_number"]
     metrics = build_metrics(in_run=True, num_classes=4, max_width=3, void="label")
