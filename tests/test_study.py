@@ -801,6 +801,23 @@ def test_what_pages_say_of_the_drives_alone_is_so():
     assert "over the means of the drives alone is above 0 there, which those with Lovász are not" in choose
 
 
+def test_what_pages_say_of_semeda_by_class_is_so():
+    "Sentences that are written by hand, which a later run may make untrue"
+    groups = read_groups("losses")
+    found = lambda row, score: differences(groups, "ppce", row, SCORES[score])
+    for score in ("miou", "boundary_2"):
+        by_class = found("semeda_per_class", score)
+        assert over_groups(by_class).low > 0 and min(by_class.values()) > 0
+        assert abs(over_pairs(by_class).mean - over_pairs(found("lovasz", score)).mean) < .003
+        assert over_pairs(found("semeda", score)).low < 0 < over_pairs(found("semeda", score)).high
+        assert over_pairs(found("signed_distance", score)).high < 0
+        for row in ("rmi", "boundary_iou", "active_boundary", "jaccard", "dice"):
+            assert over_pairs(found(row, score)).low < 0
+    assert over_pairs(found("focal", "boundary_2")).high < 0
+    fragments = {row: over_pairs(found(row, "fragments")).mean for row in groups.rows() if row != "ppce"}
+    assert min(fragments, key=fragments.get) == "signed_distance" and fragments["signed_distance"] < 0
+
+
 def test_what_pages_say_of_boundary_f1_is_so():
     "Sentences that are written by hand, which a later run may make untrue"
     groups = read_groups("losses")
