@@ -801,6 +801,18 @@ def test_what_pages_say_of_the_drives_alone_is_so():
     assert "over the means of the drives alone is above 0 there, which those with Lovász are not" in choose
 
 
+def test_no_two_lines_of_a_table_of_losses_are_alike():
+    "Rows of one loss with other settings have other names"
+    cells = json.loads((ROOT / "nbs" / "paper" / "table_losses.ipynb").read_text(encoding="utf-8"))["cells"]
+    shown = ["".join(o.get("data", {}).get("text/markdown", [])) for cell in cells for o in cell.get("outputs", [])]
+    [sieved] = [text for text in shown if "| min_area |" in text]
+    begins = [tuple(line.split("|")[1:3]) for line in sieved.splitlines() if line.startswith("|")]
+    assert len(begins) > 60 and len(set(begins)) == len(begins)
+    home = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    names = [line.split("|")[1] for line in home if line.startswith("| `")]
+    assert len(names) > 15 and len(set(names)) == len(names) and any("reduction per_class" in name for name in names)
+
+
 def test_what_pages_say_of_semeda_by_class_is_so():
     "Sentences that are written by hand, which a later run may make untrue"
     groups = read_groups("losses")
