@@ -664,6 +664,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'semeda.optimise.Timer': ('optimise.html#timer', 'semeda/optimise.py'),
                                  'semeda.optimise.Timer.__init__': ('optimise.html#timer.__init__', 'semeda/optimise.py'),
                                  'semeda.optimise.Timer.lap': ('optimise.html#timer.lap', 'semeda/optimise.py'),
+                                 'semeda.optimise._seconds_of_convolution': ('optimise.html#_seconds_of_convolution', 'semeda/optimise.py'),
                                  'semeda.optimise.bfloat16_slowdown': ('optimise.html#bfloat16_slowdown', 'semeda/optimise.py'),
                                  'semeda.optimise.parameter_groups': ('optimise.html#parameter_groups', 'semeda/optimise.py'),
                                  'semeda.optimise.poly_decay': ('optimise.html#poly_decay', 'semeda/optimise.py'),

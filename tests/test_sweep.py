@@ -330,7 +330,7 @@ def test_studies_can_be_run(monkeypatch, tmp_path):
 
 def test_table_has_diverged_runs_and_rows_that_were_not_run(result, diverged):
     text = rows_table(dict(tiny=Study(result[0].parent, resamples=20)))
-    assert re.search(r"\| PPCE +\| +\| +\| diverged \| +diverged \| +diverged \| 1, 1 diverged \|", text)
+    assert re.search(r"\| PPCE, lr 1000000.0 +\| +\| +\| diverged \| +diverged \| +diverged \| 1, 1 diverged \|", text)
     assert re.search(r"\| SEMEDA \(0, 1, 0\) before ReLU +\| +66.6 \| +\+2.5 \| +not run \|", text)
 
 

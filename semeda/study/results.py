@@ -218,6 +218,8 @@ def told_apart(
 ) -> str:
     "A row's label; where others have the same, with the settings in which they differ"
     twins = [other for other, label in labels.items() if label == labels[row]]
+    if len(twins) < 2:
+        return labels[row]
     config, names = records[row]["config"], settings_of(records[row], ("row", "seed", "val_group", *PROCESSOR))
     differ = [name for name in names if len({str(records[twin]["config"].get(name)) for twin in twins}) > 1]
     settings = [html.escape(f"{name} {config[name]}", quote=False) for name in differ]
@@ -248,7 +250,7 @@ class Results:
     def name(self, row: str) -> str:
         "What a row is called in tables"
         records = {other: self.first(other) for other in self.rows()}
-        labels = {other: label_of(TABLE1.get(other, record["config"])) for other, record in records.items()}
+        labels = {other: label_of(TABLE1[other] if other in TABLE1 else self.config(other)) for other in records}
         return told_apart(row, labels, records) if row in records else label_of(TABLE1[row])
 
     def records(self) -> list[dict]:
