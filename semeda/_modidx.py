@@ -912,6 +912,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'semeda/run_setup.py'),
                                   'semeda.run_setup._RunParts._read_split': ('run_setup.html#_runparts._read_split', 'semeda/run_setup.py'),
                                   'semeda.run_setup._RunRecord': ('run_setup.html#_runrecord', 'semeda/run_setup.py'),
+                                  'semeda.run_setup._RunRecord._check_shared': ( 'run_setup.html#_runrecord._check_shared',
+                                                                                 'semeda/run_setup.py'),
                                   'semeda.run_setup._RunRecord._record_edge_net': ( 'run_setup.html#_runrecord._record_edge_net',
                                                                                     'semeda/run_setup.py'),
                                   'semeda.run_setup._RunTraining': ('run_setup.html#_runtraining', 'semeda/run_setup.py'),

@@ -223,7 +223,8 @@ def _style_of_run(saved, path):
 # %% ../nbs/26_checkpoints.ipynb #11043ce2
 def _other_upsampling(saved, net):
     "How a run enlarged its logits, where this network does it in another way; empty else"
-    config = saved.get("config") if isinstance(saved, dict) else None
+    of_run = isinstance(saved, dict) and {"step", "net", "optimizer"} <= set(saved) # those of version 0.1.0 say no more
+    config = saved.get("config", {} if of_run else None) if isinstance(saved, dict) else None
     if not isinstance(config, dict) or config.get("network", "deeplab_v2") != "deeplab_v2":
         return ""
     theirs, ours = config.get("upsampling", "stretched"), getattr(net, "upsampling", "")

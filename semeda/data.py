@@ -13,6 +13,7 @@ __all__ = ['Named', 'CAMVID_CLASSES', 'CAMVID_PALETTE', 'DATASETS', 'split_by_gr
 # %% ../nbs/25_data.ipynb #3d7ac526
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -86,8 +87,8 @@ def split_by_group(
         raise InputError(f"val_group is {val_group!r}, but {matches}; names begin with {some(_beginnings(names), 20)}")
     other = [name for name, held_out in zip(names, chosen) if held_out and not name.startswith(f"{val_group}/")]
     if 0 < len(other) < sum(chosen):
-        raise InputError(f"val_group is {val_group!r}, which is a sub-folder, and {other[0]} begins so too; expected "
-                         f"{val_group + '/'!r} for the sub-folder alone")
+        warnings.warn(f"val_group is {val_group!r}, which is a sub-folder, and {other[0]} begins so too and is held "
+                      f"out as well; consider {val_group + '/'!r} for the sub-folder alone", stacklevel=2)
     return [file for file, held_out in zip(files, chosen) if held_out == (split == "val")]
 
 # %% ../nbs/25_data.ipynb #20e8ba9a

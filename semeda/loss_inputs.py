@@ -101,7 +101,7 @@ def check_labels(
     if array.dtype.kind == "i" and classes > np.iinfo(array.dtype).max:
         array = array.astype(np.int64) # or -1 of int8 would be class 255
     if ignore_index == 255 < classes and (array == 255).any():
-        warnings.warn(f"{name} contain 255, which is one of {classes} classes and is left out as void; consider "
+        warnings.warn(f"labels contain 255, which is one of {classes} classes and is left out as void; consider "
                       "ignore_index=None, or the number of void in these masks", stacklevel=4)
     outside = np.count_nonzero(array.view(f"u{array.itemsize}") >= classes) # a negative number is a large one there
     if not outside:

@@ -217,7 +217,8 @@ def loss_takes(
     "Whether a setting changes anything in a loss; a loss with a weight of its own takes no `peer_weight`"
     parts = parse_loss(expression).parts
     if name == "peer_weight":
-        parts = tuple(part for part in parts if "weight" not in dict(part.arguments))
+        own = lambda part: part.record.name.startswith("smp.") and "weight" in dict(part.arguments)
+        parts = tuple(part for part in parts if not own(part))
     return any({name, "*"} & set(_settings_of(part.record)) for part in parts)
 
 # %% ../nbs/12_loss_registry.ipynb #8eb863bc

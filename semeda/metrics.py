@@ -271,8 +271,8 @@ def build_metrics(
     taken: set[str] = set()
     for name, record in METRICS.items():
         known = inspect.signature(record.build).parameters
-        own = inspect.isclass(record.build) and issubclass(record.build, Metric) # whose further ones are torchmetrics'
-        takes_all = not own and any(p.kind == p.VAR_KEYWORD for p in known.values())
+        of_torchmetrics = record.build.__module__.startswith("torchmetrics.") # which takes settings of its own there
+        takes_all = not of_torchmetrics and any(p.kind == p.VAR_KEYWORD for p in known.values())
         taken |= set(settings if takes_all else known)
         if record.in_run or not in_run:
             metrics[name] = record.build(**{k: v for k, v in settings.items() if takes_all or k in known})

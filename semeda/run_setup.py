@@ -316,6 +316,8 @@ class _RunFiles(_RunEdgeNet):
         with self._locked():
             if needs_edge_net(self.config.loss):
                 self.edge_net = run_on_all_ranks(self.fabric, self._get_edge_net, rank_zero_first=True)
+                run_on_all_ranks(self.fabric, partial(self._check_shared, self.fabric.broadcast(
+                    weights_hash(self.edge_net))))
                 run_on_all_ranks(self.fabric, self._record_edge_net)
             self.loss = self._build_loss(self.edge_net).to(self.fabric.device)
             run_on_all_ranks(self.fabric, self._make_folder)
@@ -345,6 +347,12 @@ def _extensions(state, config):
 # %% ../nbs/47_run_setup.ipynb #12eb6a44
 class _RunRecord(_RunFiles):
     "What a run writes before it trains"
+    def _check_shared(self, weights):
+        "Raise `InputError` where another machine has another Edge net, such as one that it trained itself"
+        if (here := weights_hash(self.edge_net)) != weights:
+            raise InputError(f"edge net has weights {here} in process {self.fabric.global_rank}; expected {weights}, "
+                             "those of process 0: give edge_net its file")
+
     def _record_edge_net(self):
         "Write down which Edge net this is; it must be the one that the run began with"
         config, labels = self.config, self.val_data.labels
@@ -383,9 +391,12 @@ class _RunFolder(_RunRecord):
         if goes_on and checkpoint.is_file(): # refused before anything is removed
             state = read_run_checkpoint(checkpoint)
             check_checkpoint(state, self.record, checkpoint)
+            check_history(state.get("history", []), loss_terms(self.config.loss), checkpoint)
             self._tell_extension(_extensions(state, self.config))
         make_folder(self.folder)
-        kept = ("config.json", *GOES_ON) if goes_on else ("config.json",)
+        kept = ["config.json", *GOES_ON] if goes_on else ["config.json"]
+        if self.config.edge_net and Path(self.config.edge_net).resolve() == (self.folder/OWN_EDGE_NET).resolve():
+            kept.append(OWN_EDGE_NET) # it was given, and is trained with
         clear_run(self.folder, [name for name in FILES if name not in kept])
         if not goes_on:
             for name in ("tensorboard", "figures"): # of train.ipynb
@@ -423,7 +434,7 @@ class _RunCheckpoints(_RunFolder):
         return dict(
             step=step, net=self.net.state_dict(), optimizer=self.optimizer.state_dict(),
             precision=self.fabric.strategy.precision.state_dict(), # the gradient scale of "16-mixed"
-            random=random_states(), config=record["config"], style=self.config.style,
+            random=self._random_states or random_states(), config=record["config"], style=self.config.style,
             class_names=list(data.class_names), palette=[[int(c) for c in colour] for colour in data.palette],
             image_size=image_size_of(self.config),
             edge_net=record.get("edge_net"), data=record["data"], initial_weights=record["initial_weights"],
@@ -498,7 +509,6 @@ class RunSetup(_RunTraining):
         "Go on from a checkpoint, if there is one"
         if not (state := self.fabric.broadcast(run_on_all_ranks(self.fabric, partial(self._saved, name)))):
             return 0
-        check_history(state["history"], loss_terms(self.config.loss), self.folder/name)
         self.history = state["history"]
         self._as_long = state.get("config", {}).get("iterations") == self.config.iterations
         self._extended_from, self._to_validate = _extensions(state, self.config), state.get("to_validate", False)

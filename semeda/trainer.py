@@ -140,13 +140,13 @@ class _RunLoop(_RunPasses):
         with self._locked():
             self._set_up()
             start = self.load() if self.config.resume and not self.config.overwrite else 0
-            if self.fabric.is_global_zero:
-                self.loggers = Loggers(logger_names(self.config.logger), self.folder, self.record["config"], start)
             if self._begun and not start: # its network is no longer the one that a run begins with
                 raise InputError("fit was called before, and there is no checkpoint to go on from; expected a new Run")
             self._begun = True
+            if self.fabric.is_global_zero:
+                self.loggers = Loggers(logger_names(self.config.logger), self.folder, self.record["config"], start)
             if start and self._to_validate: # where an earlier start ended in an error
-                self._validate(start)
+                self._try_to_validate(start)
                 self._to_validate = False
                 self.loggers.log(self.history[-1], start)
                 self.save(start)

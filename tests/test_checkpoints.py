@@ -121,6 +121,12 @@ def test_weights_that_were_trained_for_other_logits_are_told(tmp_path, config, t
     assert ("; trained with upsampling" in line) == bool(told) and told in line
 
 
+def test_weights_of_version_0_1_are_told_as_stretched(tmp_path):
+    net = DeepLabV2(3, "resnet18", layers=2)
+    torch.save(dict(step=1, net=net.state_dict(), optimizer={}, random={}), tmp_path / "checkpoint.pt")
+    assert init_weights(net, tmp_path / "checkpoint.pt")["upsampling"] == "stretched"
+
+
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\x10\0\0\0\0\0\0\0{\"a\": 1"])
 def test_safetensors_that_cannot_be_read(tmp_path, content):
     (tmp_path / "w.safetensors").write_bytes(content)

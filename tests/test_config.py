@@ -3,6 +3,7 @@ import csv
 import json
 
 import pytest
+import torch
 
 from semeda.config import Config, import_plugins, resolve, unused_settings
 from semeda.core import InputError
@@ -121,6 +122,12 @@ def test_version(capsys):
     assert end.value.code == 0 and semeda.__version__ in capsys.readouterr().out
 
 
+class Weighed(torch.nn.Module):
+    "A loss of one's own with two weights"
+    def __init__(self, weight=1., peer_weight=1.):
+        super().__init__()
+
+
 @pytest.mark.parametrize("given, told", [
     (dict(loss="lovasz", reduction="per_class"), ["reduction is 'per_class', which changes nothing: loss lovasz does"]),
     (dict(loss="ppce", relu="after", peer_weight=2), ["peer_weight is 2.0, which", "relu is 'after', which"]),
@@ -138,6 +145,7 @@ def test_version(capsys):
     (dict(loss="ppce", lambdas="0,0,0"), []), (dict(row="table1_01"), []), (dict(loss="semeda", lambdas="0,1,0"), []),
     (dict(loss="smp.DiceLoss(weight=.3)", peer_weight=2), ["peer_weight is 2.0, which changes nothing: loss smp.Dice"]),
     (dict(loss="smp.DiceLoss(weight=.3)+smp.FocalLoss", peer_weight=2), []),
+    (dict(loss="tests.test_config:Weighed(weight=2)", peer_weight=2), []),
     (dict(network="smp.Unet", upsampling="stretched"), ["upsampling is 'stretched', which changes nothing"]),
     (dict(loss="torch.nn:CrossEntropyLoss", reduction="relative"), ["reduction is 'relative', which changes nothing"]),
 ])

@@ -398,8 +398,8 @@ def test_val_group_that_is_a_sub_folder_and_begins_another(tmp_path):
             save(tmp_path / "train" / kind / f"{name}.png", np.eye(4, 5, dtype=np.uint8) if kind == "labels" else
                  np.zeros((4, 5, 3), np.uint8))
     files = lambda group: load_data("folder", "val", str(tmp_path), num_classes=2, val_group=group).files
-    with pytest.raises(InputError, match="is 'street1', which is a sub-folder, and street10/b.png begins so too; expe"):
-        files("street1")
+    with pytest.warns(UserWarning, match="is 'street1', which is a sub-folder, and street10/b.png begins so too and"):
+        assert files("street1") == ["street1/a.png", "street10/b.png"]
     assert files("street1/") == ["street1/a.png"] and files("street2") == ["street2/c.png"]
 
 

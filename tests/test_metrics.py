@@ -504,6 +504,17 @@ def number():
     METRICS.pop("number")
 
 
+def test_a_metric_made_of_ours_gets_all_settings():
+    class Mine(TrimapIoU):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+    METRICS.register("mine", MetricRecord("mine", Mine))
+    try:
+        assert "mine" in build_metrics(num_classes=3, max_width=4, void="label")
+    finally:
+        del METRICS["mine"]
+
+
 def test_a_metric_of_torchmetrics_gets_what_it_names():
     "Its further settings are torchmetrics' own, which knows neither widths nor void"
     from torchmetrics.classification import MulticlassAccuracy

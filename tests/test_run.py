@@ -550,6 +550,39 @@ def test_a_validation_that_was_repeated_is_kept(tmp_path, monkeypatch):
     assert read_run_checkpoint(run.folder / "checkpoint.pt")["history"] == run.history
 
 
+def test_a_repeated_validation_keeps_the_random_states(tmp_path, monkeypatch):
+    given = SMALL | dict(loss="ppce", runs=str(tmp_path), checkpoint_every=100)
+    def fail(self):
+        raise InputError("photo is damaged")
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="photo is damaged"):
+        patch.setattr(Run, "_measure", fail)
+        train_run(None, **given)
+    [path] = tmp_path.glob("*/checkpoint.pt")
+    before = read_run_checkpoint(path)["random"]["torch"]
+    def stopped(self, start):
+        raise KeyboardInterrupt
+    torch.manual_seed(123)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "_train_from", stopped)
+        train_run(None, **given, resume=True)
+    state = read_run_checkpoint(path)
+    assert torch.equal(state["random"]["torch"], before) and not state["to_validate"]
+
+
+def test_an_edge_net_of_the_runs_own_folder_is_kept(copied):
+    given = SMALL | dict(loss="semeda", runs=str(copied.parent), edge_net=str(copied / "edge_net.safetensors"))
+    before = (copied / "edge_net.safetensors").read_bytes()
+    train_run(None, **given, overwrite=True)
+    assert (copied / "edge_net.safetensors").read_bytes() == before
+
+
+def test_another_edge_net_in_another_process_is_refused(copied):
+    run = Run(None, **SMALL, loss="semeda", runs=str(copied.parent), overwrite=True)
+    run.edge_net = run._get_edge_net()
+    with pytest.raises(InputError, match="edge net has weights .* in process 0; expected abc, those of process 0"):
+        run._check_shared("abc")
+
+
 def test_logits_that_are_nan_in_validation_are_a_divergence(tmp_path, monkeypatch):
     predict = Run.predict
     def spoiled(self, image):
@@ -589,9 +622,11 @@ def test_a_history_with_figures_of_a_missing_plugin(copied):
     state = read_run_checkpoint(copied / "checkpoint.pt")
     state["history"][1]["val_own"] = .5
     write_checkpoint(copied / "checkpoint.pt", state)
-    (copied / "metrics.json").unlink()
+    assert load_run(copied).history == state["history"] # it writes none
+    before = snapshot(copied)
     with pytest.raises(InputError, match="checkpoint.pt has val_own in its history.* expected the plugins"):
         train_run(None, **SMALL | dict(iterations=5), loss="semeda", runs=str(copied.parent), resume=True)
+    assert snapshot(copied) == before
 
 
 @pytest.mark.parametrize("steps, rate", [(6, "rises again"), (3, "falls faster")])

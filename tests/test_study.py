@@ -522,6 +522,7 @@ def test_rows_of_which_runs_diverged_are_told_and_not_chosen():
     assert "Runs diverged of PPCE + edge IoU (1)" in advice(groups) and "diverged" not in advice(fake_groups(values))
     groups.studies["b"].diverged["ppce"] = {9: {}, 8: {}}
     assert judge(groups, Target("ppce", "other", "miou", 1))[3] == "not tested: 2 runs of PPCE diverged"
+    assert best(groups, "miou") is None and "For " not in advice(groups)
 
 
 def test_the_baseline_is_not_the_row_with_stretched_logits():

@@ -270,9 +270,9 @@ def best(
 ) -> tuple[str, Difference] | None: # Row and its difference to the baseline
     """The row that is furthest ahead of the baseline, of those in most groups; with the interval above 0, where any has
 
-    A row of which runs diverged is not chosen: the others may be the easier ones."""
+    A row of which runs diverged is not chosen, nor any over such a baseline: the others may be the easier ones."""
     baseline, found = groups.baseline(), []
-    for row in groups.rows() if baseline else ():
+    for row in groups.rows() if baseline and not groups.lost(baseline) else ():
         difference = over_pairs(differences(groups, baseline, row, SCORES[score]))
         if row != baseline and difference and allowed(groups.config(row)["loss"]) and not groups.lost(row):
             found.append((row, difference))
@@ -319,7 +319,8 @@ def advice(
     lost = [f"{groups.label(row)} ({groups.lost(row)})" for row in groups.rows() if groups.lost(row)]
     if lost:
         lines.append(f"Runs diverged of {', '.join(lost)}; figures are of the others, which may be the easier ones.")
-    return "\n".join(f"- {line}" for line in lines if line) or "No results yet."
+    none = "No results to compare with." if groups.rows() else "No results yet."
+    return "\n".join(f"- {line}" for line in lines if line) or none
 
 # %% ../../nbs/78_study_gains.ipynb #e958524f
 def _sentence(groups, why, found, score):
