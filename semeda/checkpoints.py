@@ -220,7 +220,6 @@ def _style_of_run(saved, path):
     style = config.get("style") if isinstance(config, dict) else None
     return style if style in STYLES else ""
 
-# %% ../nbs/26_checkpoints.ipynb #11043ce2
 def _other_upsampling(saved, net):
     "How a run enlarged its logits, where this network does it in another way; empty else"
     of_run = isinstance(saved, dict) and {"step", "net", "optimizer"} <= set(saved) # those of version 0.1.0 say no more
@@ -230,6 +229,7 @@ def _other_upsampling(saved, net):
     theirs, ours = config.get("upsampling", "stretched"), getattr(net, "upsampling", "")
     return theirs if ours and theirs != ours else ""
 
+# %% ../nbs/26_checkpoints.ipynb #11043ce2
 def _target(name, net):
     "The network's own key for one of our names"
     if name.startswith("backbone."):

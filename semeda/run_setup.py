@@ -315,10 +315,7 @@ class _RunFiles(_RunEdgeNet):
             return
         with self._locked():
             if needs_edge_net(self.config.loss):
-                self.edge_net = run_on_all_ranks(self.fabric, self._get_edge_net, rank_zero_first=True)
-                run_on_all_ranks(self.fabric, partial(self._check_shared, self.fabric.broadcast(
-                    weights_hash(self.edge_net))))
-                run_on_all_ranks(self.fabric, self._record_edge_net)
+                self._take_edge_net()
             self.loss = self._build_loss(self.edge_net).to(self.fabric.device)
             run_on_all_ranks(self.fabric, self._make_folder)
 
@@ -347,6 +344,13 @@ def _extensions(state, config):
 # %% ../nbs/47_run_setup.ipynb #12eb6a44
 class _RunRecord(_RunFiles):
     "What a run writes before it trains"
+    def _take_edge_net(self):
+        "Get the Edge net, the same in all processes"
+        self.edge_net = run_on_all_ranks(self.fabric, self._get_edge_net, rank_zero_first=True)
+        first = self.fabric.broadcast(weights_hash(self.edge_net))
+        run_on_all_ranks(self.fabric, partial(self._check_shared, first))
+        run_on_all_ranks(self.fabric, self._record_edge_net)
+
     def _check_shared(self, weights):
         "Raise `InputError` where another machine has another Edge net, such as one that it trained itself"
         if (here := weights_hash(self.edge_net)) != weights:

@@ -105,8 +105,8 @@ def difference_text(
     return f"{score.scale * found.mean:+.{score.digits}f} ({interval_text(found, score) or 'one group alone'})"
 
 # %% ../../nbs/77_study_groups.ipynb #64a96a10
-class Groups:
-    "The rows of a study that has groups"
+class _GroupRows:
+    "Which rows a study with groups has"
     def __init__(self,
         name: str, # Of the study
         studies: dict[str, Results], # By group
@@ -128,6 +128,9 @@ class Groups:
         "The parameters of a row's first run"
         return self.first(row)["config"]
 
+# %% ../../nbs/77_study_groups.ipynb #2fe5b246
+class Groups(_GroupRows):
+    "The rows of a study that has groups"
     def label(self, row: str) -> str:
         "What a row's loss is called, with the settings that are not the usual ones, or tell it from another row"
         records = {other: self.first(other) for other in self.rows()}

@@ -226,8 +226,8 @@ def told_apart(
     return ", ".join([labels[row], *settings])
 
 # %% ../../nbs/73_study_results.ipynb #571db01a
-class Results:
-    "The runs of a study"
+class _Rows:
+    "The rows of a study and what they are called"
     def __init__(self,
         folder: str | Path, # Results of a study
     ):
@@ -253,6 +253,9 @@ class Results:
         labels = {other: label_of(TABLE1[other] if other in TABLE1 else self.config(other)) for other in records}
         return told_apart(row, labels, records) if row in records else label_of(TABLE1[row])
 
+# %% ../../nbs/73_study_results.ipynb #b3133db3
+class Results(_Rows):
+    "The runs of a study"
     def records(self) -> list[dict]:
         "The results of all runs that finished"
         return [record for runs in self.runs.values() for record in runs.values()]
