@@ -273,6 +273,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'semeda.edge_iou._checked_reaches': ('edge_iou.html#_checked_reaches', 'semeda/edge_iou.py'),
                                  'semeda.edge_iou._edge_counts': ('edge_iou.html#_edge_counts', 'semeda/edge_iou.py'),
                                  'semeda.edge_iou._edge_sums': ('edge_iou.html#_edge_sums', 'semeda/edge_iou.py'),
+                                 'semeda.edge_iou._framed': ('edge_iou.html#_framed', 'semeda/edge_iou.py'),
                                  'semeda.edge_iou._label_edges': ('edge_iou.html#_label_edges', 'semeda/edge_iou.py'),
                                  'semeda.edge_iou._one_minus_mean': ('edge_iou.html#_one_minus_mean', 'semeda/edge_iou.py'),
                                  'semeda.edge_iou._own_numbers': ('edge_iou.html#_own_numbers', 'semeda/edge_iou.py'),

@@ -7,6 +7,7 @@ __all__ = ['REACHES', 'offsets', 'offset_pairs', 'edge_length', 'edge_iou_by_def
 
 # %% ../nbs/05_edge_iou.ipynb #f38af196
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import InputError, finite
@@ -88,45 +89,48 @@ def _one_minus_mean(ious, counted):
     return counted.any().to(total.dtype) - total
 
 # %% ../nbs/05_edge_iou.ipynb #cc72ad6b
-def _label_edges(labels, known, reach):
-    "The label's edges, a direction each: flat numbers of the first pixels of the pairs, and the step to the second"
-    found = []
-    for down, right in offsets(reach):
-        first, second = offset_pairs(labels, down, right)
-        known_first, known_second = offset_pairs(known, down, right)
-        at_first = torch.zeros(known.shape, dtype=torch.bool, device=known.device)
-        offset_pairs(at_first, down, right)[0].copy_((first != second) & known_first & known_second)
-        found.append((at_first.view(-1).nonzero().squeeze(1), down * labels.shape[-1] + right))
-    return found
+def _framed(known, reaches):
+    "Where a frame to the right and below, as wide as the longest reach, leaves a labelled pixel; steps of each reach"
+    widest = max(1, *known.shape[-2:]) # what reaches further finds no pair either
+    reaches = [min(reach, widest) for reach in reaches]
+    known = F.pad(known, (0, max(reaches), 0, max(reaches)))
+    return known, [[down * known.shape[-1] + right for down, right in offsets(reach)] for reach in reaches]
+
+def _label_edges(labels, known, steps):
+    "The label's edges: flat numbers of the pixels of each pair, once in either order; how many each pixel is an end of"
+    labels, known = labels.view(-1), known.view(-1)
+    ends = torch.zeros(labels.shape, dtype=torch.int8, device=labels.device)
+    firsts, seconds, number = [], [], torch.int32 if len(labels) < 2**31 else torch.int64
+    for step in steps:
+        edge = (labels[:-step] != labels[step:]) & known[:-step] & known[step:]
+        ends[:-step].add_(edge)
+        ends[step:].add_(edge)
+        firsts.append(edge.nonzero().squeeze(1).to(number))
+        seconds.append(firsts[-1] + step)
+    return torch.cat(firsts + seconds), torch.cat(seconds + firsts), ends
 
 # %% ../nbs/05_edge_iou.ipynb #862ce288
-def _edge_counts(labels, edges, num_classes):
+def _edge_counts(labels, ends, num_classes):
     "How many edges the label has of each class"
-    ends = torch.zeros(labels.numel(), dtype=torch.int8, device=labels.device)
-    for first, step in edges:
-        one = ends.new_ones(first.shape)
-        ends.index_add_(0, first, one).index_add_(0, first + step, one)
     counts = torch.zeros(num_classes, dtype=torch.int64, device=labels.device)
-    return counts.index_add_(0, labels.reshape(-1), ends.long())
+    return counts.index_add_(0, labels.view(-1), ends.long())
 
 # %% ../nbs/05_edge_iou.ipynb #2c32121b
-def _parts(*maps):
-    "The same few maps of one image from each argument of shape (B, C, ...)"
-    some = max(1, 2**18 // max(1, maps[0].shape[2] * maps[0].shape[3]))
-    for images in zip(*maps):
-        yield from zip(*(of_image.split(some) for of_image in images))
-
-def _add_length_signs(p, known, reach, signs):
-    "Add the sign of each difference of labelled pixels to `signs`, int8, shape of p"
-    for down, right in offsets(reach):
-        known_first, known_second = offset_pairs(known, down, right)
-        both = (known_first & known_second).to(torch.int8).unsqueeze(1).expand(-1, p.shape[1], -1, -1)
-        for maps, both_known, to in _parts(p, both, signs):
-            first, second = offset_pairs(maps, down, right)
-            sign = (first - second).sign_().to(torch.int8).mul_(both_known)
-            to_first, to_second = offset_pairs(to, down, right)
-            to_first.add_(sign)
-            to_second.sub_(sign)
+def _add_length_signs(maps, steps, signs):
+    "Add the signs of the differences of each reach to its `signs`, int8; `maps` of the same shape are NaN elsewhere"
+    maps, signs = maps.view(-1), signs.view(len(steps), -1)
+    some = min(max(1, len(maps)), 2**18 if maps.device.type == "cpu" else 2**24)
+    difference, sign = maps.new_empty(some), signs.new_empty(some)
+    for start in range(0, len(maps), some):
+        for of_reach, to in zip(steps, signs):
+            for step in of_reach:
+                end = min(start + some, len(maps) - step)
+                if end > start:
+                    first, second = slice(start, end), slice(start + step, end + step)
+                    torch.sub(maps[first], maps[second], out=difference[:end - start])
+                    sign[:end - start].copy_(difference[:end - start].sign_())
+                    to[first].add_(sign[:end - start])
+                    to[second].sub_(sign[:end - start])
 
 # %% ../nbs/05_edge_iou.ipynb #6e6da18d
 def _own_numbers(labels, num_classes):
@@ -137,31 +141,41 @@ def _own_numbers(labels, num_classes):
     maps = images.view(-1, 1) * num_classes + labels.flatten(1).to(dtype)
     return (maps * area + pixels).view(-1)
 
-def _add_match_signs(p, edges, own, signs):
-    "Add the sign of each fall of a class's map from its own pixel to the other one of a pair to `signs`"
-    flat, flat_signs = p.view(-1), signs.view(-1)
-    for first, step in edges:
-        for pixels, to_other in ((first, step), (first + step, -step)):
-            start = own.index_select(0, pixels)
-            end = start + to_other
-            fall = flat.index_select(0, start) - flat.index_select(0, end)
-            sign = fall.clamp_(min=0).sign_().to(torch.int8)
-            flat_signs.index_add_(0, start, sign).index_add_(0, end, -sign)
+def _add_match_signs(maps, own, here, there, signs):
+    "Add the sign of each fall of a class's map, from its own pixel to the other one of a pair, to `signs`"
+    if not len(here):
+        return
+    maps, signs = maps.view(-1), signs.view(-1)
+    end = own.index_select(0, here).add_(there - here)
+    fall = maps.index_select(0, own).index_select(0, here).sub_(maps.index_select(0, end))
+    sign = fall.clamp_(min=0).sign_().to(torch.int8)
+    signs.index_add_(0, own, torch.zeros(own.shape, dtype=torch.int8, device=own.device).index_add_(0, here, sign))
+    signs.index_add_(0, end, sign.neg_())
 
 # %% ../nbs/05_edge_iou.ipynb #8c2ee235
+def _parts(*maps):
+    "The same few maps of one image from each argument of shape (B, C, ...)"
+    some = max(1, 2**18 // max(1, maps[0].shape[2] * maps[0].shape[3]))
+    for images in zip(*maps):
+        yield from zip(*(of_image.split(some) for of_image in images))
+
 class _EdgeSums(torch.autograd.Function):
     "Edge lengths of the prediction and matched lengths, each of shape (reaches, C), of maps of contiguous memory"
     @staticmethod
-    def forward(ctx, p, labels, known, reaches, edges):
-        signs = torch.zeros(2, len(reaches), *p.shape, dtype=torch.int8, device=p.device)
-        sums = p.new_zeros(2, len(reaches), p.shape[1])
+    def forward(ctx, p, labels, known, steps, edges):
+        height, width = p.shape[-2:]
+        frame = 0, known.shape[-1] - width, 0, known.shape[-2] - height
+        maps = F.pad(p, frame).masked_fill_(~known.unsqueeze(1), torch.nan)
+        signs = torch.zeros(2, len(steps), *maps.shape, dtype=torch.int8, device=p.device)
         own = _own_numbers(labels, p.shape[1])
-        for i, reach in enumerate(reaches):
-            _add_length_signs(p, known, reach, signs[0, i])
-            _add_match_signs(p, edges[i], own, signs[1, i])
-            for of_signs, total in zip(signs[:, i], sums[:, i]):
-                for maps, sign, to in _parts(p, of_signs, total.expand(len(p), -1)):
-                    to += sign.to(p.dtype).mul_(maps).sum(dim=(1, 2))
+        _add_length_signs(maps, steps, signs[0])
+        for i, (here, there) in enumerate(edges):
+            _add_match_signs(maps, own, here, there, signs[1, i])
+        signs = signs[..., :height, :width]
+        sums = p.new_zeros(2, len(steps), p.shape[1])
+        for of_signs, total in zip(signs.flatten(0, 1), sums.flatten(0, 1)):
+            for some, sign, to in _parts(p, of_signs, total.expand(len(p), -1)):
+                to += sign.to(p.dtype).mul_(some).sum(dim=(1, 2))
         ctx.save_for_backward(signs)
         return sums[0], sums[1]
 
@@ -180,14 +194,17 @@ class _EdgeSums(torch.autograd.Function):
 # %% ../nbs/05_edge_iou.ipynb #b661bc39
 def _edge_sums(p, labels, known, reaches):
     "Edge lengths, matched lengths and edge counts of the classes that have an edge, each of shape (reaches, classes)"
-    labels = labels.masked_fill(~known, 0).long()
-    edges = [_label_edges(labels, known, reach) for reach in reaches]
-    counts = torch.stack([_edge_counts(labels, of_reach, p.shape[1]) for of_reach in edges])
+    height, width = labels.shape[-2:]
+    known, steps = _framed(known, reaches)
+    frame = 0, known.shape[-1] - width, 0, known.shape[-2] - height
+    labels = F.pad(labels.long(), frame).masked_fill_(~known, 0)
+    *edges, ends = zip(*(_label_edges(labels, known, of_reach) for of_reach in steps))
+    counts = torch.stack([_edge_counts(labels, of_reach, p.shape[1]) for of_reach in ends])
     here = counts.any(dim=0)
     if not here.all():
         p, counts = (x.index_select(1, here.nonzero().squeeze(1)) for x in (p, counts))
-        labels = (here.cumsum(0) - 1)[labels] # a class's place among those
-    return *_EdgeSums.apply(p.contiguous(), labels, known, reaches, edges), counts
+        labels = (here.cumsum(0) - 1).clamp(min=0)[labels] # a class's place among those
+    return *_EdgeSums.apply(p.contiguous(), labels, known, steps, list(zip(*edges))), counts
 
 def edge_iou(
     logits: Tensor, # Shape (B, C, H, W), floating point
