@@ -908,6 +908,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'semeda/run_setup.py'),
                                   'semeda.run_setup._RunMessages._tell_statistics': ( 'run_setup.html#_runmessages._tell_statistics',
                                                                                       'semeda/run_setup.py'),
+                                  'semeda.run_setup._RunMessages._tell_void': ( 'run_setup.html#_runmessages._tell_void',
+                                                                                'semeda/run_setup.py'),
                                   'semeda.run_setup._RunParts': ('run_setup.html#_runparts', 'semeda/run_setup.py'),
                                   'semeda.run_setup._RunParts._build_network': ( 'run_setup.html#_runparts._build_network',
                                                                                  'semeda/run_setup.py'),

@@ -19,9 +19,9 @@ from .loss_inputs import at_least_float32, checked
 from .rivals import AddedLoss, mean_over_classes, present_classes
 
 # %% ../nbs/11_boundary_losses.ipynb #321bc002
-def _band(p, known, d):
-    "What an erosion by d pixels takes away from p; 0 on void, which erodes nothing"
-    smallest = -F.max_pool2d((-p).masked_fill(~known, -1.), 2 * d + 1, stride=1, padding=d)
+def _band(p, known, d, at_void=1.):
+    "What an erosion by d pixels takes away from p; 0 on void, which erodes nothing, or is 0 `at_void` and erodes"
+    smallest = -F.max_pool2d((-p).masked_fill(~known, -at_void), 2 * d + 1, stride=1, padding=d)
     return (p - smallest) * known
 
 # %% ../nbs/11_boundary_losses.ipynb #672b7e58
@@ -30,14 +30,16 @@ def boundary_iou_loss(
     labels: Tensor, # Integer labels in 0..C-1 or `ignore_index`, shape (B, H, W)
     d: int = 1, # Width of the bands in pixels, 1..254
     ignore_index: int | None = 255, # Label of void pixels; None: there are none
+    void: str = "ignore", # "ignore": a boundary is between two classes; "label": at void too, for masks with contours
 ) -> Tensor: # Scalar in 0..1
     "One minus the soft IoU of bands inside and outside each class's boundary; sums over the batch"
-    logits, labels, void = checked(logits, labels, ignore_index)
+    logits, labels, unknown = checked(logits, labels, ignore_index)
     p = at_least_float32(logits).softmax(dim=1)
-    y = one_hot(labels, p.shape[1], void, p.dtype)
-    d, labelled, losses, counted = whole_number("d", d, 1, 254), (labels != void).unsqueeze(1), [], []
-    for a, b in ((p, y), (1 - p, 1 - y)):
-        a, b = _band(a, labelled, d), _band(b, labelled, d)
+    y = one_hot(labels, p.shape[1], unknown, p.dtype)
+    d, labelled, losses, counted = whole_number("d", d, 1, 254), (labels != unknown).unsqueeze(1), [], []
+    inside = float(known("void", void, ("ignore", "label")) == "ignore") # void of another label is 0 in a class
+    for a, b, at_void in ((p, y, inside), (1 - p, 1 - y, 1.)):
+        a, b = _band(a, labelled, d, at_void), _band(b, labelled, d, at_void)
         both, either = (of(a, b).sum(dim=(0, 2, 3)) for of in (torch.minimum, torch.maximum))
         losses.append(1 - both / either.clamp(min=1e-6))
         counted.append(b.sum(dim=(0, 2, 3)) > 0)
@@ -46,20 +48,21 @@ def boundary_iou_loss(
 # %% ../nbs/11_boundary_losses.ipynb #870e4838
 class BoundaryIoULoss(AddedLoss):
     "A loss plus the weighted soft Boundary IoU loss"
-    term, shown = "boundary_iou", ("weight", "d", "ignore_index")
+    term, shown = "boundary_iou", ("weight", "d", "void", "ignore_index")
 
     def __init__(self,
         weight: float = 1., # Of the term
         base: nn.Module | None = None, # The loss it is added to; by default PPCE
         d: int = 1, # Width of the bands in pixels, 1..254
         ignore_index: int | None = 255, # Label of void pixels; None: there are none
+        void: str = "ignore", # "label": there are boundaries at void too, for masks with contours
     ):
         super().__init__(weight, base, ignore_index)
-        self.d = whole_number("d", d, 1, 254)
+        self.d, self.void = whole_number("d", d, 1, 254), known("void", void, ("ignore", "label"))
 
     def compute(self, logits: Tensor, labels: Tensor) -> Tensor:
         "The soft Boundary IoU loss"
-        return boundary_iou_loss(logits, labels, self.d, self.ignore_index)
+        return boundary_iou_loss(logits, labels, self.d, self.ignore_index, self.void)
 
 # %% ../nbs/11_boundary_losses.ipynb #4c4f9b29
 ODD = range(1, 100, 2) # sides of a window
@@ -73,9 +76,9 @@ def _pool(maps, side):
     "Largest value in a window"
     return F.max_pool2d(maps, side, stride=1, padding=side // 2)
 
-def _boundary(maps, labelled, side):
-    "Soft boundary of each map, inside it"
-    outside = (1 - maps) * labelled
+def _boundary(maps, labelled, side, at_void=0.):
+    "Soft boundary of each map, inside it; void is inside all of them, or outside with 1 `at_void`"
+    outside = (1 - maps).masked_fill(~labelled, at_void)
     return (_pool(outside, side) - outside) * labelled
 
 # %% ../nbs/11_boundary_losses.ipynb #01fa63e8
@@ -85,13 +88,15 @@ def boundary_f1(
     side: int = 3, # Window that finds the boundary, theta_0 of the paper; odd
     tolerance: int = 5, # Window that extends it, theta of the paper; odd
     ignore_index: int | None = 255, # Label of void pixels; None: there are none
+    void: str = "ignore", # "ignore": a boundary is between two classes; "label": at void too, for masks with contours
 ) -> Tensor: # Scalar in 0..1
     "One minus the soft F1 score of boundaries: mean over images and their classes"
-    logits, labels, void = checked(logits, labels, ignore_index)
+    logits, labels, unknown = checked(logits, labels, ignore_index)
     side, tolerance = _sides(side, tolerance)
     p = at_least_float32(logits).softmax(dim=1)
-    y, labelled = one_hot(labels, p.shape[1], void, p.dtype), (labels != void).unsqueeze(1)
-    found, true = (_boundary(maps, labelled, side) for maps in (p, y))
+    y, labelled = one_hot(labels, p.shape[1], unknown, p.dtype), (labels != unknown).unsqueeze(1)
+    at_void = float(known("void", void, ("ignore", "label")) == "label")
+    found, true = (_boundary(maps, labelled, side, at_void) for maps in (p, y))
     hits = (found * _pool(true, tolerance)).sum(dim=(2, 3)), (true * _pool(found, tolerance)).sum(dim=(2, 3))
     precision, recall = (hit / of.sum(dim=(2, 3)).clamp(min=1e-6) for hit, of in zip(hits, (found, true)))
     f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-6)
@@ -100,7 +105,7 @@ def boundary_f1(
 # %% ../nbs/11_boundary_losses.ipynb #aba222ac
 class BoundaryF1Loss(AddedLoss):
     "A loss plus the weighted boundary F1 loss"
-    term, shown = "boundary_f1", ("weight", "side", "tolerance", "ignore_index")
+    term, shown = "boundary_f1", ("weight", "side", "tolerance", "void", "ignore_index")
 
     def __init__(self,
         weight: float = 1., # Of the term
@@ -108,13 +113,15 @@ class BoundaryF1Loss(AddedLoss):
         side: int = 3, # Window that finds the boundary, odd
         tolerance: int = 5, # Window that extends it, odd
         ignore_index: int | None = 255, # Label of void pixels; None: there are none
+        void: str = "ignore", # "label": there are boundaries at void too, for masks with contours
     ):
         super().__init__(weight, base, ignore_index)
         self.side, self.tolerance = _sides(side, tolerance)
+        self.void = known("void", void, ("ignore", "label"))
 
     def compute(self, logits: Tensor, labels: Tensor) -> Tensor:
         "The boundary F1 loss"
-        return boundary_f1(logits, labels, self.side, self.tolerance, self.ignore_index)
+        return boundary_f1(logits, labels, self.side, self.tolerance, self.ignore_index, self.void)
 
 # %% ../nbs/11_boundary_losses.ipynb #3232d324
 def _boundary_counts(labels, classes, void):
@@ -245,10 +252,11 @@ class SignedDistanceLoss(AddedLoss):
         labels: Tensor, # Integer labels, shape (B, H, W)
     ) -> Tensor: # Scalar
         "The loss of one batch"
-        total = self.base(logits, labels)
+        share = 1 - self.alpha if self.schedule == "rebalance" else 1.
+        total = share * self.base(logits, labels)
         added = self.weight * self.alpha * self.compute(logits, labels)
-        self.terms = self.with_term(added)
-        return (1 - self.alpha) * total + added if self.schedule == "rebalance" else total + added
+        self.terms = self.with_term(added, share)
+        return total + added
 
 # %% ../nbs/11_boundary_losses.ipynb #a7bcd41b
 EIGHT = tuple((down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if (down, right) != (0, 0))
@@ -306,13 +314,14 @@ def active_boundary(
     smoothing: float = .2, # Of the direction
     detach: bool = True, # Give the neighbours no gradient
     ignore_index: int | None = 255, # Label of void pixels; None: there are none
+    void: str = "ignore", # "ignore": a boundary is between two classes; "label": at void too, for masks with contours
 ) -> Tensor: # Scalar
     "Active boundary loss: mean over the pixels of the predicted boundary"
-    logits, labels, void = checked(logits, labels, ignore_index)
+    logits, labels, unknown = checked(logits, labels, ignore_index)
     share, theta = finite("share", share, 0, 1), finite("theta", theta, 1)
     smoothing = finite("smoothing", smoothing, 0, 1)
-    log_p, labelled = at_least_float32(logits).log_softmax(dim=1), labels != void
-    distance = euclidean_distance(edge_map(labels, void) == 1)
+    log_p, labelled = at_least_float32(logits).log_softmax(dim=1), labels != unknown
+    distance = euclidean_distance(edge_map(labels, unknown, void) == 1)
     pixels, counted = predicted_boundary(log_p, labelled, share)
     valid = _around(labelled[:, None], pixels, False)[:, 0]
     nearest = _around(distance[:, None], pixels, torch.inf)[:, 0].masked_fill(~valid, torch.inf).argmin(dim=1)
@@ -328,7 +337,7 @@ def active_boundary(
 # %% ../nbs/11_boundary_losses.ipynb #6fd9c6f9
 class ActiveBoundaryLoss(AddedLoss):
     "A loss plus the weighted active boundary loss"
-    term, shown = "active_boundary", ("weight", "share", "theta", "smoothing", "ignore_index")
+    term, shown = "active_boundary", ("weight", "share", "theta", "smoothing", "void", "ignore_index")
 
     def __init__(self,
         weight: float = 1., # Of the term
@@ -337,12 +346,13 @@ class ActiveBoundaryLoss(AddedLoss):
         theta: float = 20., # Distances in pixels are clipped here
         smoothing: float = .2, # Of the direction
         ignore_index: int | None = 255, # Label of void pixels; None: there are none
+        void: str = "ignore", # "label": there are boundaries at void too, for masks with contours
     ):
         super().__init__(weight, base, ignore_index)
         self.share, self.theta = finite("share", share, 0, 1), finite("theta", theta, 1)
-        self.smoothing = finite("smoothing", smoothing, 0, 1)
+        self.smoothing, self.void = finite("smoothing", smoothing, 0, 1), known("void", void, ("ignore", "label"))
 
     def compute(self, logits: Tensor, labels: Tensor) -> Tensor:
         "The active boundary loss"
         return active_boundary(logits, labels, self.share, self.theta, self.smoothing,
-                               ignore_index=self.ignore_index)
+                               ignore_index=self.ignore_index, void=self.void)

@@ -78,9 +78,9 @@ class AddedLoss(CheckedLoss):
         self.terms = self.with_term(added)
         return total + added
 
-    def with_term(self, added: Tensor) -> dict[str, Tensor]:
-        "The terms of the base loss, and one more"
-        terms = getattr(self.base, "terms", {})
+    def with_term(self, added: Tensor, share: float | Tensor = 1.) -> dict[str, Tensor]:
+        "The terms of the base loss, or a share of them, and one more"
+        terms = {name: share * term for name, term in getattr(self.base, "terms", {}).items()}
         return {**terms, free_name(self.term, terms): added.detach()}
 
 # %% ../nbs/10_rivals.ipynb #61dbd737

@@ -193,6 +193,13 @@ class _RunMessages(_RunWeights):
             print(f"dataset {self.train_data.name} has the same images in train and val, so the scores are of images "
                   "that were trained on", file=sys.stderr)
 
+    def _tell_void(self, loss):
+        "Say it where the loss finds no boundary at the contours of void that the run is scored at"
+        blind = [part.term for part in loss.modules() if getattr(part, "void", None) == "ignore"]
+        if blind and self.config.void == "label" and self.progress:
+            print(f"void is 'label', so that boundaries at void are scored, and loss {self.config.loss} finds none "
+                  f"there; consider {blind[0]}(void='label')", file=sys.stderr)
+
     def _initial_hash(self):
         "The hash of the weights that the run begins with"
         return weights_hash(self.net)
@@ -285,6 +292,7 @@ class _RunEdgeNet(_RunLoss):
         if trained := [name for name, value in loss.named_parameters() if value.requires_grad]:
             raise InputError(f"loss {self.config.loss} has the parameter {trained[0]}, which would not be trained; "
                              "expected a loss without trainable parameters")
+        self._tell_void(loss)
         if not has_edge_head(self.config.loss):
             _try_on_noise(loss, self.config.loss, self.train_data.num_classes, min(self.config.crop, 64))
 
@@ -457,13 +465,13 @@ class _RunCheckpoints(_RunFolder):
             state |= dict(optimizer={}, random={})
         write_checkpoint(self.folder/("best.pt" if best else "checkpoint.pt"), state)
 
-    def _diverged(self, step, reason):
-        "End a run whose numbers are not finite"
+    def _diverged(self, step, reason, here=False):
+        "End a run whose numbers are not finite: in all processes, or `here` in one of them"
         error = (f"{reason}; training diverged, expected a smaller lr than {self.config.lr} or smaller lambdas than "
                  f"{self.config.lambdas}")
-        if self.fabric.is_global_zero:
+        if here or self.fabric.is_global_zero:
             write_json(self.folder/"diverged.json", dict(step=step, error=error))
-        raise (SharedError if self.fabric.world_size > 1 else InputError)(error)
+        raise (SharedError if self.fabric.world_size > 1 and not here else InputError)(error)
 
     def save(self, step: int):
         "Write history.csv and checkpoint.pt after a step"

@@ -97,8 +97,8 @@ class _RunSteps(_RunLog):
         try:
             return self._validate(step)
         except Exception as error:
-            if isinstance(error, NotFinite) and self.fabric.world_size == 1:
-                self._diverged(step, f"{error} at step {step}")
+            if isinstance(error, NotFinite):
+                self._diverged(step, f"{error} at step {step}", here=True)
             if self.fabric.world_size == 1: # else one process alone may have failed
                 self._to_validate = True
                 self.save(step)

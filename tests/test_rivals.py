@@ -86,7 +86,7 @@ def filtered(values, known, radius, of, start):
     )
 
 
-def by_loop_boundary_iou(logits, labels, d=1):
+def by_loop_boundary_iou(logits, labels, d=1, void="ignore"):
     p, y, known = arrays(logits, labels)
     ious = []
     for side in (0, 1):
@@ -95,8 +95,9 @@ def by_loop_boundary_iou(logits, labels, d=1):
             for n in range(len(p)):
                 bands = []
                 for m in (p[n, c], y[n, c]):
-                    m = np.where(known[n], 1 - m if side else m, 0)
-                    bands.append(np.where(known[n], m - filtered(m, known[n], d, min, 1.), 0))
+                    m = np.where(known[n], 1 - m if side else m, side) # as if void were one more label
+                    seen = known[n] if void == "ignore" else np.ones_like(known[n])
+                    bands.append(np.where(known[n], m - filtered(m, seen, d, min, 1.), 0))
                 both, either, label = (
                     both + np.minimum(*bands).sum(),
                     either + np.maximum(*bands).sum(),
@@ -107,13 +108,14 @@ def by_loop_boundary_iou(logits, labels, d=1):
     return 1 - np.mean(ious)
 
 
-def by_loop_boundary_f1(logits, labels):
+def by_loop_boundary_f1(logits, labels, void="ignore"):
     p, y, known = arrays(logits, labels)
     losses = []
     for n in range(len(p)):
         for c in range(p.shape[1]):
+            seen = known[n] if void == "ignore" else np.ones_like(known[n])
             found, true = (
-                np.where(known[n], filtered((1 - m) * known[n], known[n], 1, max, 0.0) - (1 - m), 0)
+                np.where(known[n], filtered(np.where(known[n], 1 - m, 1), seen, 1, max, 0.0) - (1 - m), 0)
                 for m in (p[n, c], y[n, c])
             )
             if true.sum() == 0:
@@ -160,17 +162,19 @@ def by_loop_signed_distance(logits, labels):
     return total / known.sum() / p.shape[1]
 
 
-def by_loop_active_boundary(logits, labels, share=.2, theta=2., smoothing=.2):
+def by_loop_active_boundary(logits, labels, share=.2, theta=2., smoothing=.2, void="ignore"):
     p, y, known = arrays(logits, labels)
     losses = []
     for n in range(len(p)):
         height, width = known[n].shape
         inside = lambda i, j, n=n, h=height, w=width: 0 <= i < h and 0 <= j < w and known[n, i, j]
         kl = lambda a, b, n=n: (p[n, :, a[0], a[1]] * np.log(p[n, :, a[0], a[1]] / p[n, :, b[0], b[1]])).sum()
+        in_image = lambda i, j, h=height, w=width: 0 <= i < h and 0 <= j < w
+        counts = inside if void == "ignore" else in_image
         edges = [
             (i, j)
-            for i, j in np.argwhere(known[n])
-            if any(inside(i + a, j + b) and labels[n, i, j] != labels[n, i + a, j + b] for a, b in EIGHT)
+            for i, j in np.argwhere(known[n] if void == "ignore" else np.ones_like(known[n]))
+            if any(counts(i + a, j + b) and labels[n, i, j] != labels[n, i + a, j + b] for a, b in EIGHT)
         ]
         scores = {
             (i, j): max([kl((i, j), q) for q in ((i, j + 1), (i + 1, j)) if inside(i, j) and inside(*q)], default=0.0)
@@ -260,6 +264,18 @@ def active(logits, labels):
     return active_boundary(logits, labels, share=.2, theta=2.)
 
 
+def active_at_void(logits, labels):
+    return active_boundary(logits, labels, share=.2, theta=2., void="label")
+
+
+def boundary_iou_at_void(logits, labels):
+    return boundary_iou_loss(logits, labels, void="label")
+
+
+def boundary_f1_at_void(logits, labels):
+    return boundary_f1(logits, labels, void="label")
+
+
 DEFINED = [
     (boundary_iou_loss, by_loop_boundary_iou),
     (boundary_f1, by_loop_boundary_f1),
@@ -270,6 +286,9 @@ DEFINED = [
     (lovasz, by_loop_lovasz),
     (near_boundaries, by_loop_trimap_lovasz),
     (near_boundaries_and_void, by_loop_with_void),
+    (boundary_iou_at_void, partial(by_loop_boundary_iou, void="label")),
+    (boundary_f1_at_void, partial(by_loop_boundary_f1, void="label")),
+    (active_at_void, partial(by_loop_active_boundary, void="label")),
 ]
 
 
@@ -283,8 +302,9 @@ def test_equals_its_definition(loss, by_loop, shape):
 @pytest.mark.parametrize("loss", [f for f, _ in DEFINED], ids=[f.__name__ for f, _ in DEFINED])
 def test_gradient(loss):
     logits, labels = make_batch((1, 3, 9, 10))
-    if loss is active: # a finite difference sees the neighbours too
-        loss = partial(active_boundary, share=.2, theta=2., detach=False)
+    if loss in (active, active_at_void): # a finite difference sees the neighbours too
+        void = "label" if loss is active_at_void else "ignore"
+        loss = partial(active_boundary, share=.2, theta=2., detach=False, void=void)
     assert torch.autograd.gradcheck(
         lambda z: loss(z, labels), (2 * logits.double()).requires_grad_(), eps=1e-7, atol=1e-4, fast_mode=True
     )
@@ -381,6 +401,19 @@ def test_contours_of_void_are_boundaries_where_they_are_labels():
         trimap_lovasz(logits, labels, void="labels")
 
 
+@pytest.mark.parametrize("name", ["boundary_iou", "boundary_f1", "active_boundary"])
+def test_a_class_ends_at_a_contour_of_void_where_it_is_a_label(name):
+    labels = torch.zeros(1, 24, 24, dtype=torch.long)
+    labels[:, 6:18, 6:18] = 255
+    labels[:, 8:16, 8:16] = 1
+    logits = 2 * torch.randn(1, 2, 24, 24, generator=torch.Generator().manual_seed(0))
+    assert build_loss(name).compute(logits, labels) == 0 # no two classes touch
+    loss = build_loss(f"{name}(void='label')")
+    assert loss.compute(logits, labels) > 0 and "void='label'" in repr(loss)
+    with pytest.raises(InputError, match="void is 'labels'; "):
+        build_loss(f"{name}(void='labels')")
+
+
 @pytest.mark.parametrize("name", ["lovasz", "trimap_lovasz", "boundary_iou", "active_boundary"])
 def test_compiled(name, batch):
     loss = build(name)
@@ -423,6 +456,7 @@ def test_schedule(batch):
         advance_loss(loss, fraction)
         assert torch.allclose(loss.base(*batch), (1 - alpha) * base + alpha * term)
         assert loss.base.terms["signed_distance"] == pytest.approx((alpha * term).item(), rel=1e-5)
+        assert loss.base.terms["ppce"] == pytest.approx(((1 - alpha) * base).item(), rel=1e-5)
     other = SignedDistanceLoss(2., schedule="increase")
     other.advance(.25)
     assert torch.allclose(other(*batch), base + .5 * term)

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -583,6 +584,15 @@ def test_another_edge_net_in_another_process_is_refused(copied):
         run._check_shared("abc")
 
 
+@pytest.mark.parametrize("loss, void, told", [
+    ("boundary_f1", "label", True), ("lovasz+trimap_lovasz", "label", True), ("boundary_f1", "ignore", False),
+    ("trimap_lovasz(void='label')", "label", False), ("edge_iou", "label", False)])
+def test_a_loss_that_is_blind_at_void_is_told(tmp_path, capsys, loss, void, told):
+    Run(**SMALL | dict(loss=loss, void=void, runs=str(tmp_path)))
+    expected = f"boundaries at void are scored, and loss {loss} finds none there; consider {loss.split('+')[-1]}"
+    assert (expected in capsys.readouterr().err) == told
+
+
 def test_logits_that_are_nan_in_validation_are_a_divergence(tmp_path, monkeypatch):
     predict = Run.predict
     def spoiled(self, image):
@@ -593,6 +603,21 @@ def test_logits_that_are_nan_in_validation_are_a_divergence(tmp_path, monkeypatc
         train_run(None, **SMALL, loss="ppce", runs=str(tmp_path))
     [folder] = tmp_path.glob("*ppce*")
     assert run_state(folder) == "diverged" and json.loads((folder / "diverged.json").read_text())["step"] == 2
+
+
+def test_logits_that_are_nan_in_another_process_are_a_divergence(tmp_path):
+    from semeda.launchers import SharedError
+    from semeda.segment import NotFinite
+
+    run = Run(None, **SMALL, loss="ppce", runs=str(tmp_path))
+    run.fabric = SimpleNamespace(world_size=2, is_global_zero=False)
+    def failed(step):
+        raise NotFinite("logits that are NaN")
+    run._validate = failed
+    with pytest.raises(InputError, match="NaN at step 2; training diverged") as raised:
+        run._try_to_validate(2)
+    assert not isinstance(raised.value, SharedError) # the other process knows nothing of it
+    assert json.loads((run.folder / "diverged.json").read_text())["step"] == 2
 
 
 def test_a_run_goes_on_without_the_cache_of_edge_nets(copied, monkeypatch):
