@@ -58,6 +58,10 @@ def _build_semeda(edge_net=None, lambdas=None, relu=None, norm=None, reduction=N
     "SEMEDA, with a given Edge net; what is not given is that of its file, or the default"
     return SemedaLoss(edge_net, lambdas=lambdas, relu=relu, norm=norm, reduction=reduction, ignore_index=ignore_index)
 
+def _build_semeda_per_class(edge_net=None, lambdas=(0., 1., 0.), relu=None, norm=None, ignore_index=255):
+    "SEMEDA that takes each class's edges by themselves, relative to their size, with the weight that was studied"
+    return _build_semeda(edge_net, lambdas, relu, norm, "per_class", ignore_index)
+
 # %% ../nbs/17_loss_records.ipynb #1a22e5bf
 def _with_lambda1(label):
     "A label with the first lambda behind it"
@@ -69,6 +73,10 @@ def _semeda_label(lambdas=None, relu=None, norm="l1", reduction="channel_mean"):
     unusual = [value for value, usual in ((norm, "l1"), (reduction, "channel_mean")) if value != usual]
     return ", ".join([f"SEMEDA{weights}" + (f" {relu} ReLU" if relu else ""), *unusual])
 
+def _per_class_label(lambdas=None, relu=None, norm="l1", **others):
+    "SEMEDA class by class, whatever reduction is given"
+    return _semeda_label(lambdas, relu, norm, "per_class")
+
 # %% ../nbs/17_loss_records.ipynb #47be901a
 for _record in (
     LossRecord("ppce", PPCELoss, "PPCE", terms=("ppce",), layers=3, over="pixels", note="the paper, eq. 3"),
@@ -78,6 +86,9 @@ for _record in (
                over="pixels", terms=("ppce", "edges"), note="the paper, eq. 5, figure 2c"),
     LossRecord("semeda", _build_semeda, _semeda_label, needs_edge_net=True, terms=("ppce", "semeda"),
                over="pixels", lambdas=LAMBDAS, paper_lambdas=(0., 1., 0.), layers=3, note="the paper, eq. 7"),
+    LossRecord("semeda_per_class", _build_semeda_per_class, _per_class_label,
+               needs_edge_net=True, terms=("ppce", "semeda"), over="batch", lambdas=(0., 1., 0.), layers=3,
+               note="this project, after the paper"),
     LossRecord("edge_weighted", _build_edge_weighted, _with_lambda1("edge-weighted PPCE"), terms=("ppce",),
                over="pixels"),
 ):

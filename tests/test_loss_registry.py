@@ -75,7 +75,7 @@ def batch():
     [
         (
             "sedema",
-            "loss is 'sedema'; choose from ppce, ubernet, ppce_edges, semeda, edge_weighted, smp.NAME, semeda+smp.NAME",
+            "loss is 'sedema'; choose from ppce, ubernet, ppce_edges, semeda, semeda_per_class, edge_weighted, ",
         ),
         ("smp.Dice", "loss is 'smp.Dice'; choose from smp.DiceLoss"),
         ("semeda+LovaszLoss", "loss is 'semeda+LovaszLoss'; choose from"),
@@ -134,8 +134,22 @@ def test_peer_weight_and_weight(batch):
     assert torch.allclose(total, sum(loss.terms.values()))
 
 
+def test_semeda_per_class_is_semeda_with_that_reduction():
+    settings = dict(edge_net=EdgeNet(4), num_classes=4, reduction="channel_mean", relu="before", norm="l1")
+    one = build_loss("semeda_per_class", **settings)
+    other = build_loss("semeda", **settings | dict(reduction="per_class", lambdas=(0, 1, 0)))
+    logits, labels = torch.randn(2, 4, 12, 12), torch.randint(4, (2, 12, 12))
+    assert one(logits, labels) == other(logits, labels) and one.over == other.over == "batch"
+    assert build_loss("semeda_per_class", **settings | dict(lambdas=(0, .5, 0))).lambdas == (0., .5, 0.)
+    assert default_lambdas("semeda_per_class") == default_lambdas("semeda_per_class", paper=True) == [0., 1., 0.]
+    given = dict(lambdas=[0., 1., 0.], relu="before", norm="l1")
+    assert loss_label("semeda_per_class", **given, reduction="channel_mean") == (
+        loss_label("semeda", **given, reduction="per_class"))
+
+
 def test_what_records_say():
-    names = [name for name in LOSSES if name not in ("ppce", "semeda", "ubernet", "ppce_edges", "edge_weighted")]
+    whole = ("ppce", "semeda", "semeda_per_class", "ubernet", "ppce_edges", "edge_weighted")
+    names = [name for name in LOSSES if name not in whole]
     assert all(LOSSES[name].added and LOSSES[name].terms for name in names)
     assert [needs_edge_net(e) for e in ("ppce", "semeda", "ppce_edges+smp.DiceLoss", "smp.DiceLoss")] == [
         False,

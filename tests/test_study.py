@@ -546,6 +546,15 @@ def test_rows_of_one_loss_are_told_apart(tmp_path):
     assert names == ["PPCE + Lovasz, lr 0.001", "PPCE + Lovasz, lr 0.5"]
     assert ", lr 0.5, 0.001, " in recipe(Study(folder), {})
     assert [row_line(Study(folder), row)[7] for row in ("lovasz", "faster")] == ["6000", "1200"]
+    record["config"] |= dict(lr=.001, edge_net="camvid_v1", edge_steps=600)
+    record["edge_net"] = dict(weights="x")
+    (folder / "faster-s0.json").write_text(json.dumps(record | dict(name="faster-s0")))
+    record["config"] |= dict(edge_net="", edge_steps=3000)
+    (folder / "own-s0.json").write_text(json.dumps(record | dict(name="own-s0")))
+    names = [Study(folder).name(row) for row in ("faster", "own")]
+    assert names == ["PPCE + Lovasz, edge_net camvid_v1", "PPCE + Lovasz, edge_steps 3000"]
+    (folder / "own-s0.json").unlink()
+    record["edge_net"] = None
     record["config"] |= dict(void="label")
     (folder / "faster-s0.json").write_text(json.dumps(record | dict(name="faster-s0")))
     with pytest.raises(InputError, match="differ in void; expected runs on the same data"):
@@ -635,6 +644,9 @@ def test_weights_of_the_study_are_those_that_were_chosen():
     stretched = {row: variants.pop(row) for row in list(variants) if row.endswith("_stretched")}
     assert stretched and all(given.pop("upsampling") == "stretched" for given in stretched.values())
     assert all(given == variants[row.removesuffix("_stretched")] for row, given in stretched.items())
+    own = variants.pop("semeda_per_class_own_net")
+    assert own == variants["semeda_per_class"] | dict(edge_net="", edge_steps=3000)
+    assert variants.pop("lovasz_semeda_per_class") | dict(loss="semeda") == variants["semeda_per_class"]
     assert variants == {row: given for row, given in short.items() if not row.endswith("_exact")}
     resized = {row: given.pop("label_resize") for row, given in short.items() if row.endswith("_exact")}
     assert resized and all(short[row] == short[row.removesuffix("_exact")] for row in resized)
@@ -796,9 +808,12 @@ def test_what_pages_say_of_the_drives_alone_is_so():
         found = over_groups(differences(groups, "ppce", row, SCORES["boundary_2"]))
         certain += [row] * bool(row != "ppce" and found.low is not None and found.low > 0)
     assert "edge_iou" in certain and not {"lovasz", "lovasz_trimap", "lovasz_edge_iou"} & set(certain)
+    both = {row for row in certain if over_groups(differences(groups, "ppce", row, SCORES["miou"])).low > 0}
+    assert {row for row in both if not row.endswith("_own_net")} == {"semeda_per_class"}
     home, choose = ((ROOT / "nbs" / page).read_text(encoding="utf-8") for page in ("index.ipynb",
                                                                                 "howto/choose_a_loss.ipynb"))
-    assert "its interval at boundaries includes 0, which that of `edge_iou`, this project's own loss, does not" in home
+    assert "it alone has both intervals above 0 where nothing but the drives is taken as independent" in home
+    assert "it is the only one whose intervals over the drives alone are above 0 in both" in choose
     assert "over the means of the drives alone is above 0 there, which those with Lovász are not" in choose
 
 
@@ -820,7 +835,8 @@ def test_what_pages_say_of_semeda_by_class_is_so():
     found = lambda row, score: differences(groups, "ppce", row, SCORES[score])
     for score in ("miou", "boundary_2"):
         by_class = found("semeda_per_class", score)
-        assert over_groups(by_class).low > 0 and min(by_class.values()) > 0
+        assert over_groups(by_class).low > 0 and min(by_class.values()) > 0 and len(by_class) == 6
+        assert .01 < over_pairs(by_class).mean < .014 # about a point
         assert abs(over_pairs(by_class).mean - over_pairs(found("lovasz", score)).mean) < .003
         assert over_pairs(found("semeda", score)).low < 0 < over_pairs(found("semeda", score)).high
         assert over_pairs(found("signed_distance", score)).high < 0

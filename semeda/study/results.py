@@ -21,7 +21,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ..config import completed, resolve
+from ..config import OF_EDGE_NET, completed, resolve
 from ..core import InputError, one_line
 from ..edge_net_files import shipped_version
 from ..loss_registry import TABLE1, has_edge_head, loss_label
@@ -222,7 +222,9 @@ def told_apart(
         return labels[row]
     config, names = records[row]["config"], settings_of(records[row], ("row", "seed", "val_group", *PROCESSOR))
     differ = [name for name in names if len({str(records[twin]["config"].get(name)) for twin in twins}) > 1]
-    settings = [html.escape(f"{name} {config[name]}", quote=False) for name in differ]
+    unused = {"", *OF_EDGE_NET} if config.get("edge_net") else {""} # no Edge net is trained beside a file
+    settings = [html.escape(f"{name} {config[name]}", quote=False) for name in differ
+                if not {name, str(config[name])} & unused]
     return ", ".join([labels[row], *settings])
 
 # %% ../../nbs/73_study_results.ipynb #571db01a
