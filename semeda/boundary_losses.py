@@ -78,7 +78,7 @@ def _pool(maps, side):
 
 def _boundary(maps, labelled, side, at_void=0.):
     "Soft boundary of each map, inside it; void is inside all of them, or outside with 1 `at_void`"
-    outside = (1 - maps).masked_fill(~labelled, at_void)
+    outside = (1 - maps) * labelled + at_void * ~labelled
     return (_pool(outside, side) - outside) * labelled
 
 # %% ../nbs/11_boundary_losses.ipynb #01fa63e8

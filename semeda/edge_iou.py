@@ -91,16 +91,18 @@ def _one_minus_mean(ious, counted):
 # %% ../nbs/05_edge_iou.ipynb #cc72ad6b
 def _framed(known, reaches):
     "Where a frame to the right and below, as wide as the longest reach, leaves a labelled pixel; steps of each reach"
-    widest = max(1, *known.shape[-2:]) # what reaches further finds no pair either
-    reaches = [min(reach, widest) for reach in reaches]
-    known = F.pad(known, (0, max(reaches), 0, max(reaches)))
-    return known, [[down * known.shape[-1] + right for down, right in offsets(reach)] for reach in reaches]
+    height, width = known.shape[-2:]
+    known = F.pad(known, (0, min(max(reaches), width), 0, min(max(reaches), height)))
+    with_pairs = [[(down, right) for down, right in offsets(reach) if down < height and abs(right) < width]
+                  for reach in reaches]
+    return known, [[down * known.shape[-1] + right for down, right in of_reach] for of_reach in with_pairs]
 
 def _label_edges(labels, known, steps):
     "The label's edges: flat numbers of the pixels of each pair, once in either order; how many each pixel is an end of"
     labels, known = labels.view(-1), known.view(-1)
     ends = torch.zeros(labels.shape, dtype=torch.int8, device=labels.device)
-    firsts, seconds, number = [], [], torch.int32 if len(labels) < 2**31 else torch.int64
+    number = torch.int32 if len(labels) < 2**31 else torch.int64
+    firsts, seconds = [labels.new_empty(0, dtype=number)], [labels.new_empty(0, dtype=number)]
     for step in steps:
         edge = (labels[:-step] != labels[step:]) & known[:-step] & known[step:]
         ends[:-step].add_(edge)
@@ -201,6 +203,7 @@ def _edge_sums(p, labels, known, reaches):
     *edges, ends = zip(*(_label_edges(labels, known, of_reach) for of_reach in steps))
     counts = torch.stack([_edge_counts(labels, of_reach, p.shape[1]) for of_reach in ends])
     here = counts.any(dim=0)
+    here[0] |= ~here.any() # one map at least, so that NaN stays NaN
     if not here.all():
         p, counts = (x.index_select(1, here.nonzero().squeeze(1)) for x in (p, counts))
         labels = (here.cumsum(0) - 1).clamp(min=0)[labels] # a class's place among those

@@ -194,11 +194,13 @@ class _RunMessages(_RunWeights):
                   "that were trained on", file=sys.stderr)
 
     def _tell_void(self, loss):
-        "Say it where the loss finds no boundary at the contours of void that the run is scored at"
-        blind = [part.term for part in loss.modules() if getattr(part, "void", None) == "ignore"]
+        "Say it where a loss could find the boundaries at void that the run is scored at, and is not told to"
+        blind = [getattr(part, "term", type(part).__name__) for part in loss.modules()
+                 if getattr(part, "void", None) == "ignore"]
         if blind and self.config.void == "label" and self.progress:
-            print(f"void is 'label', so that boundaries at void are scored, and loss {self.config.loss} finds none "
-                  f"there; consider {blind[0]}(void='label')", file=sys.stderr)
+            print(f"void is 'label', so that boundaries at void are scored, and of loss {self.config.loss} "
+                  f"{' and '.join(reversed(blind))} finds none there; consider its setting void='label'",
+                  file=sys.stderr)
 
     def _initial_hash(self):
         "The hash of the weights that the run begins with"

@@ -92,6 +92,9 @@ def test_without_an_edge_it_is_0_with_a_gradient_of_0(labels):
     loss = edge_iou(logits, labels)
     loss.backward()
     assert loss.item() == 0 and not logits.grad.any()
+    logits = logits.detach().clone()
+    logits[0, 1, 0, 0] = torch.nan
+    assert edge_iou(logits, labels).isnan()
 
 
 def test_a_void_pixel_does_not_matter():
@@ -151,6 +154,15 @@ def test_module_weighs_false_edges():
         loss(logits, labels)
         assert loss.terms["edge_iou"].item() == pytest.approx(2 * edge_iou(logits, labels, false_weight=3.).item())
     assert edge_iou(logits, labels, false_weight=3.) > edge_iou(logits, labels)
+
+
+@pytest.mark.parametrize("height, width, reaches", [(3, 40, (2, 30)), (40, 1, (1, 7)), (2, 3, (9,)), (1, 9, (2, 4, 8))])
+def test_reaches_beyond_a_side(height, width, reaches):
+    logits, labels = case(5, (2, height, width), 3)
+    logits.requires_grad_()
+    values = [loss(logits, labels, reaches) for loss in (edge_iou, edge_iou_by_definition)]
+    torch.testing.assert_close(*values, rtol=1e-12, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(value, logits)[0] for value in values), rtol=1e-9, atol=1e-14)
 
 
 def test_maps_that_are_taken_a_few_at_a_time():
