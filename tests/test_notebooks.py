@@ -149,7 +149,7 @@ def test_readme_example_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), dict(__name__="__main__"))
     steps = [ast.literal_eval(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(steps) == 10 and set(steps[0]) == {"ppce", "semeda"}
+    assert len(steps) == 10 and set(steps[0]) == {"ppce", "lovasz", "trimap_lovasz"}
     assert steps[-1]["ppce"] < steps[0]["ppce"]
 
 
