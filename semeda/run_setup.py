@@ -380,7 +380,11 @@ class _RunRecord(_RunFiles):
                 raise InputError(f"edge net has weights {weights}; expected {began}, those that run {self.folder} "
                                  "began with")
         some = [labels[i] for i in range(min(20, len(labels)))]
-        self.record["edge_net"] = dict(weights=weights, f1=edge_f1(self.edge_net, some))
+        f1 = edge_f1(self.edge_net, some)
+        self.record["edge_net"] = dict(weights=weights, f1=f1)
+        if f1 < .9 and self.progress:
+            print(f"the Edge net has an edge F1 of {f1:.2f} on the validation masks; expected 0.9 or more: its loss "
+                  "says little, consider other edge_steps, or a shipped net or a file as edge_net", file=sys.stderr)
 
 # %% ../nbs/47_run_setup.ipynb #a09c40d9
 class _RunFolder(_RunRecord):

@@ -603,6 +603,13 @@ def test_a_loss_that_is_blind_at_void_is_told(tmp_path, capsys, loss, void, told
     assert (expected in capsys.readouterr().err) == told
 
 
+def test_an_edge_net_that_finds_few_edges_is_told(tmp_path, capsys):
+    train_run(**SMALL, loss="semeda", runs=str(tmp_path))
+    assert "on the validation masks; expected 0.9 or more: its loss says little" in capsys.readouterr().err
+    train_run(**SMALL | dict(edge_steps=400), loss="semeda", runs=str(tmp_path / "longer"))
+    assert "expected 0.9 or more" not in capsys.readouterr().err
+
+
 def test_logits_that_are_nan_in_validation_are_a_divergence(tmp_path, monkeypatch):
     predict = Run.predict
     def spoiled(self, image):
