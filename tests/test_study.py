@@ -846,9 +846,10 @@ def test_what_pages_say_of_semeda_by_class_is_so():
     own = found("semeda_per_class_own_net", "boundary_2")
     assert len(own) == 3 and max(map(abs, own.values())) < .002 # with nets of the training drives it is level
     records = [study.runs["semeda_per_class_own_net"][1] for study in groups.studies.values()]
-    assert min(record["edge_net"]["f1"] for record in records) == 0 # one that finds nothing, so that its loss is 0
+    scores = ", ".join(sorted((f"{record['edge_net']['f1']:.2f}" for record in records), reverse=True))
+    assert scores == "0.95, 0.83, 0.00" # one that finds nothing, so that its loss is 0
+    assert "edge F1 0.95, 0.83 and 0.00" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert min(record["metrics"]["last_losses"]["semeda"] for record in records) < 1e-4
-    assert sorted(record["edge_net"]["f1"] for record in records)[1] < .9
     fragments = {row: over_pairs(found(row, "fragments")).mean for row in groups.rows() if row != "ppce"}
     assert min(fragments, key=fragments.get) == "signed_distance" and fragments["signed_distance"] < 0
 
