@@ -97,6 +97,10 @@ def _framed(known, reaches):
                   for reach in reaches]
     return known, [[down * known.shape[-1] + right for down, right in of_reach] for of_reach in with_pairs]
 
+def _in_frame(maps, known):
+    "Maps of shape (..., H, W) with 0 in the frame"
+    return F.pad(maps, (0, known.shape[-1] - maps.shape[-1], 0, known.shape[-2] - maps.shape[-2]))
+
 def _label_edges(labels, known, steps):
     "The label's edges: flat numbers of the pixels of each pair, once in either order; how many each pixel is an end of"
     labels, known = labels.view(-1), known.view(-1)
@@ -166,8 +170,7 @@ class _EdgeSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx, p, labels, known, steps, edges):
         height, width = p.shape[-2:]
-        frame = 0, known.shape[-1] - width, 0, known.shape[-2] - height
-        maps = F.pad(p, frame).masked_fill_(~known.unsqueeze(1), torch.nan)
+        maps = _in_frame(p, known).masked_fill_(~known.unsqueeze(1), torch.nan)
         signs = torch.zeros(2, len(steps), *maps.shape, dtype=torch.int8, device=p.device)
         own = _own_numbers(labels, p.shape[1])
         _add_length_signs(maps, steps, signs[0])
@@ -196,10 +199,8 @@ class _EdgeSums(torch.autograd.Function):
 # %% ../nbs/05_edge_iou.ipynb #b661bc39
 def _edge_sums(p, labels, known, reaches):
     "Edge lengths, matched lengths and edge counts of the classes that have an edge, each of shape (reaches, classes)"
-    height, width = labels.shape[-2:]
     known, steps = _framed(known, reaches)
-    frame = 0, known.shape[-1] - width, 0, known.shape[-2] - height
-    labels = F.pad(labels.long(), frame).masked_fill_(~known, 0)
+    labels = _in_frame(labels.long(), known).masked_fill_(~known, 0)
     *edges, ends = zip(*(_label_edges(labels, known, of_reach) for of_reach in steps))
     counts = torch.stack([_edge_counts(labels, of_reach, p.shape[1]) for of_reach in ends])
     here = counts.any(dim=0)

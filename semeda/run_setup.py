@@ -174,6 +174,10 @@ class _RunWeights(_RunParts):
             raise InputError(f"{given}, which are in style torchvision; expected that style, or a file of weights")
         return imagenet_file(config.backbone)
 
+    def _initial_hash(self):
+        "The hash of the weights that the run begins with"
+        return weights_hash(self.net)
+
 # %% ../nbs/47_run_setup.ipynb #0dc3eb72
 class _RunMessages(_RunWeights):
     "What a run says before it trains"
@@ -201,10 +205,6 @@ class _RunMessages(_RunWeights):
             print(f"void is 'label', so that boundaries at void are scored, and of loss {self.config.loss} "
                   f"{' and '.join(reversed(blind))} finds none there; consider its setting void='label'",
                   file=sys.stderr)
-
-    def _initial_hash(self):
-        "The hash of the weights that the run begins with"
-        return weights_hash(self.net)
 
     def _tell_settings(self):
         "Say it where a precision makes a run many times as long, or a setting changes nothing"
